@@ -116,14 +116,14 @@ type Source struct {
 
 // Daemon is what the running containerd is asked about after a change.
 type Daemon struct {
-	Version     string // as planned, without a leading v
-	Address     string // socket path
-	Snapshotter string
+	Version     string `json:"version,omitempty"` // as planned, without a leading v
+	Address     string `json:"address,omitempty"` // socket path
+	Snapshotter string `json:"snapshotter,omitempty"`
 	// ConfigPath is the config file, for validation by the staged binary.
-	ConfigPath string
-	Binary     string // e.g. /usr/local/bin/containerd
-	OOMScore   int    // the oom_score_adj the process must have
-	Unit       string // containerd.service
+	ConfigPath string `json:"configPath,omitempty"`
+	Binary     string `json:"binary,omitempty"` // e.g. /usr/local/bin/containerd
+	OOMScore   int    `json:"oomScore"`         // the oom_score_adj the process must have
+	Unit       string `json:"unit,omitempty"`   // containerd.service
 }
 
 // State is everything a node shall have.

@@ -685,12 +685,8 @@ func (r *resolver) endpointURL(at, u string, e Endpoint) {
 	if err != nil {
 		return
 	}
-	p := path.Clean("/" + parsed.Path)
-	switch {
-	case e.OverridePath && p == "/":
+	if e.OverridePath && path.Clean("/"+parsed.Path) == "/" {
 		r.fault(at+".overridePath", "remove it, or write "+u+"/v2", "overridePath on a URL without a path: containerd would leave the API's /v2 out")
-	case !e.OverridePath && (strings.HasSuffix(p, "/v2") || strings.Contains(p, "/v2/")):
-		r.warn(key, "set overridePath: true if the path is the API's root", "containerd adds /v2 to this URL: %s/v2", u)
 	}
 	if parsed.Scheme == "http" && (len(e.CA) > 0 || len(e.Client) > 0 || e.SkipVerify != nil) {
 		r.warn(key, "write https, or remove ca, client and skipVerify", "TLS settings make containerd try https on this http URL first")

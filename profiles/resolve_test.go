@@ -263,7 +263,6 @@ func TestResolveFindings(t *testing.T) {
 			"p.yaml:1:14: warning: registries.registry-1.docker.io: images of Docker Hub are looked up under docker.io, so this entry is never read (write docker.io)",
 			"p.yaml:1:60: warning: registries.docker.io.server: https://docker.io does not serve images (write https://registry-1.docker.io, or leave it out)"}},
 		{"paths of mirrors", "registries:\n  a:\n    mirrors:\n    - {url: \"https://m/v2/p\"}\n    - {url: \"https://n\", overridePath: true}\n    - {url: \"https://o/v2/p\", overridePath: true}\n    - {url: \"http://q\", skipVerify: true}\n  b: {overridePath: true}\n", []string{
-			"p.yaml:4:13: warning: registries.a.mirrors[0].url: containerd adds /v2 to this URL: https://m/v2/p/v2 (set overridePath: true if the path is the API's root)",
 			"p.yaml:5:40: registries.a.mirrors[1].overridePath: overridePath on a URL without a path: containerd would leave the API's /v2 out (remove it, or write https://n/v2)",
 			"p.yaml:7:13: warning: registries.a.mirrors[3].url: TLS settings make containerd try https on this http URL first (write https, or remove ca, client and skipVerify)",
 			"p.yaml:8:21: registries.b.overridePath: overridePath without a server has no path to override with (give the registry's URL with its path as server)"}},

@@ -1,0 +1,294 @@
+package render
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/nodeprep/nodeprep/internal/desired"
+	"github.com/nodeprep/nodeprep/internal/diag"
+	"github.com/nodeprep/nodeprep/internal/releases"
+	"github.com/nodeprep/nodeprep/profiles"
+	"github.com/nodeprep/nodeprep/render/registry"
+)
+
+// Plugins whose sections we write. cri is all of CRI in schema 2; from schema 3 on it
+// is the service that serves what criImages and criRuntime do.
+const (
+	cri        = "io.containerd.grpc.v1.cri"
+	criImages  = "io.containerd.cri.v1.images"
+	criRuntime = "io.containerd.cri.v1.runtime"
+	grpcServer = "io.containerd.server.v1.grpc"
+	ttrpc      = "io.containerd.server.v1.ttrpc"
+)
+
+const (
+	confD      = "/etc/containerd/conf.d/*.toml"
+	cniConfDir = "/etc/cni/net.d"
+	cniBinDir  = "/opt/cni/bin"
+)
+
+// table is a TOML table; go-toml writes its keys sorted, values before tables.
+type table = map[string]any
+
+// configFile is config.toml: what the profile says by name, then its settings on top.
+func configFile(spec *profiles.Spec, r registry.Reader) (desired.File, diag.List) {
+	f := desired.File{
+		Path: ConfigPath, Mode: 0o644, Format: desired.FormatTOML, Effect: desired.EffectRestart,
+		Origin: spec.Origin("containerd"),
+	}
+	var faults diag.List
+	tree := configTree(spec)
+	if configs := credentials(spec, r, &faults); len(configs) > 0 {
+		section(tree, "plugins", imageSection(spec), "registry")["configs"] = configs
+		f.Mode, f.Secret = 0o600, true
+	}
+	m := merger{spec: spec, faults: &faults}
+	m.merge(tree, spec.Containerd.Settings, nil)
+	if !faults.HasErrors() {
+		m.check(tree)
+	}
+	content, err := encodeConfig(releases.ConfigSchema(spec.Containerd.Version), tree)
+	if err != nil {
+		faults.Errorf(f.Origin, "", "render %s: %v", f.Path, err)
+	}
+	if !faults.HasErrors() {
+		f.Content = content
+	}
+	return f, faults
+}
+
+// configTree is what the named fields of a profile come to.
+func configTree(spec *profiles.Spec) table {
+	c := spec.Containerd
+	tree := table{
+		"root":      c.Root,
+		"state":     c.State,
+		"oom_score": int64(c.OOMScore),
+		// A daemon whose CRI does not load fails, with its reason, and is tried again.
+		"required_plugins": []any{cri},
+	}
+	if c.Version.AtLeast(2, 0, 0) {
+		tree["imports"] = []any{confD}
+	}
+	if releases.ConfigSchema(c.Version) >= 4 {
+		// Top-level [grpc] and [ttrpc] are read and not applied in schema 4, and the
+		// ttrpc address is no longer derived from the other.
+		section(tree, "plugins", grpcServer)["address"] = c.Address
+		section(tree, "plugins", ttrpc)["address"] = c.Address + ".ttrpc"
+	} else {
+		section(tree, "grpc")["address"] = c.Address
+	}
+
+	// In schema 2 CRI is one plugin.
+	images := section(tree, "plugins", imageSection(spec))
+	runtime := images
+	if releases.ConfigSchema(c.Version) == 2 {
+		images["sandbox_image"] = c.SandboxImage
+		section(images, "containerd")["snapshotter"] = c.Snapshotter
+	} else {
+		runtime = section(tree, "plugins", criRuntime)
+		section(images, "pinned_images")["sandbox"] = c.SandboxImage
+		images["snapshotter"] = c.Snapshotter
+	}
+	// One folder, and written though 2.2 has a default: that default is a list, which
+	// the transfer service that pulls since 2.1 takes for one folder that is not there.
+	section(images, "registry")["config_path"] = registry.Root
+
+	cni := section(runtime, "cni")
+	cni["conf_dir"] = cniConfDir
+	if releases.BinDirsSupported(c.Version) {
+		cni["bin_dirs"] = []any{cniBinDir}
+	} else {
+		cni["bin_dir"] = cniBinDir
+	}
+	section(runtime, "containerd")["default_runtime_name"] = c.DefaultRuntime
+	for _, rt := range c.Runtimes {
+		section(runtime, "containerd", "runtimes")[rt.Name] = runtimeTable(rt, c.SystemdCgroup)
+	}
+	if p := proxyPlugins(spec); len(p) > 0 {
+		tree["proxy_plugins"] = p
+	}
+	return tree
+}
+
+// imageSection is the plugin whose registry and image keys count.
+func imageSection(spec *profiles.Spec) string {
+	if releases.ConfigSchema(spec.Containerd.Version) == 2 {
+		return cri
+	}
+	return criImages
+}
+
+// runtimeTable always has a runtime_type: in 1.x a table for a runtime replaces the
+// built-in one, and without a type no pod of it starts.
+func runtimeTable(rt profiles.Runtime, systemdCgroup bool) table {
+	const runcV2 = "io.containerd.runc.v2"
+	t := table{"runtime_type": cmp.Or(rt.Type, runcV2)}
+	options := table{}
+	// SystemdCgroup and BinaryName are options of runc's shim (api/types/runc/options);
+	// other shims have options of their own.
+	if t["runtime_type"] == runcV2 {
+		options["SystemdCgroup"] = systemdCgroup
+		if rt.Path != "" {
+			options["BinaryName"] = rt.Path
+		}
+	}
+	maps.Copy(options, rt.Options)
+	if len(options) > 0 {
+		t["options"] = options
+	}
+	return t
+}
+
+func proxyPlugins(spec *profiles.Spec) table {
+	out := table{}
+	for _, p := range spec.Containerd.ProxyPlugins {
+		t := table{"type": p.Type, "address": p.Address}
+		// Early patches of 1.6 and 1.7 ignore these two, and say nothing of it.
+		if p.Platform != "" {
+			t["platform"] = p.Platform
+		}
+		if len(p.Exports) > 0 {
+			exports := table{}
+			for k, v := range p.Exports {
+				exports[k] = v
+			}
+			t["exports"] = exports
+		}
+		out[p.Name] = t
+	}
+	return out
+}
+
+// credentials is registry.configs: the one place where containerd takes credentials
+// of its own (hosts.toml has none), allowed beside config_path in every release.
+func credentials(spec *profiles.Spec, r registry.Reader, faults *diag.List) table {
+	configs := table{}
+	for _, reg := range spec.Registries {
+		if reg.Auth == nil {
+			continue
+		}
+		at := "registries." + reg.Host + ".auth"
+		host := registry.CredentialHost(reg)
+		switch {
+		case host == "":
+			faults.Errorf(spec.Origin(at), "name the registry or the mirror", "containerd knows credentials by host, and %q is none", reg.Host)
+			continue
+		case !registry.Contacts(reg, host):
+			faults.Warnf(spec.Origin(at), "give the mirror a registry entry of its own with auth, or an Authorization header",
+				"nothing asks %s with upstream: deny, so its credentials are not used", host)
+		case configs[host] != nil:
+			faults.Errorf(spec.Origin(at), "give them once", "credentials for %s are there twice", host)
+			continue
+		}
+		auth := table{}
+		for _, f := range []struct {
+			name, key string
+			secret    profiles.Secret
+		}{
+			{"username", "username", reg.Auth.Username},
+			{"password", "password", reg.Auth.Password},
+			{"identityToken", "identitytoken", reg.Auth.IdentityToken},
+		} {
+			v, err := r.Secret(f.secret)
+			switch {
+			case err != nil:
+				faults.Errorf(cmp.Or(f.secret.Origin, spec.Origin(at+"."+f.name)), "", "read %s: %v", f.name, err)
+			case !utf8.ValidString(v):
+				faults.Errorf(cmp.Or(f.secret.Origin, spec.Origin(at+"."+f.name)), "", "the %s is not valid UTF-8, which TOML cannot hold", f.name)
+			case v != "":
+				auth[f.key] = v
+			}
+		}
+		if len(auth) > 0 {
+			configs[host] = table{"auth": auth}
+		}
+	}
+	return configs
+}
+
+// section returns a table inside a tree, making what is missing on the way.
+func section(t table, names ...string) table {
+	for _, n := range names {
+		next, ok := t[n].(table)
+		if !ok {
+			next = table{}
+			t[n] = next
+		}
+		t = next
+	}
+	return t
+}
+
+// encodeConfig writes the version first, for readers; TOML does not mind.
+func encodeConfig(schema int, tree table) ([]byte, error) {
+	if where, ok := invalidUTF8(tree, nil); ok {
+		return nil, fmt.Errorf("%s: not valid UTF-8, which TOML cannot hold", strings.Join(where, "."))
+	}
+	if schema == 2 {
+		if key, ok := escapedKey(tree); ok {
+			return nil, fmt.Errorf("containerd 1.x cannot read a key with these characters in it: %q", key)
+		}
+	}
+	b := bytes.NewBufferString(desired.Header)
+	e := toml.NewEncoder(b)
+	e.SetIndentTables(true)
+	if err := e.Encode(struct {
+		Version int `toml:"version"`
+	}{schema}); err != nil {
+		return nil, err
+	}
+	if err := e.Encode(tree); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
+}
+
+// invalidUTF8 finds a string that go-toml would silently change.
+func invalidUTF8(v any, at []string) ([]string, bool) {
+	switch v := v.(type) {
+	case string:
+		return at, !utf8.ValidString(v)
+	case []any:
+		for _, e := range v {
+			if where, bad := invalidUTF8(e, at); bad {
+				return where, true
+			}
+		}
+	case table:
+		for _, k := range slices.Sorted(maps.Keys(v)) {
+			where := append(slices.Clone(at), strings.ToValidUTF8(k, "?"))
+			if !utf8.ValidString(k) {
+				return where, true
+			}
+			if where, bad := invalidUTF8(v[k], where); bad {
+				return where, true
+			}
+		}
+	}
+	return nil, false
+}
+
+// escapedKey finds a key that the TOML library of containerd 1.x (go-toml v1) does
+// not read in a table header: one with an escape or a closing bracket in it.
+func escapedKey(t table) (string, bool) {
+	for _, k := range slices.Sorted(maps.Keys(t)) {
+		if strings.ContainsFunc(k, unicode.IsControl) || strings.Contains(k, "]") || strings.Contains(k, "'") && strings.ContainsAny(k, `"\`) {
+			return k, true
+		}
+		if sub, ok := t[k].(table); ok {
+			if key, bad := escapedKey(sub); bad {
+				return key, true
+			}
+		}
+	}
+	return "", false
+}

@@ -16,7 +16,7 @@ deps: ## what the machine tests need from the distribution's packages (root)
 
 test: lint deps build ## everything but the long machine matrix; needs root for the machines
 	$(GO) test -race ./...
-	cd test/oracle && $(GO) test ./...
+	cd test/oracle && $(GO) test -timeout 30m ./...
 	$(GO) test ./test/vm -count=1 -v -timeout 40m -vm=main
 
 test-fast: ## the inner loop: no root, no network, under a minute
@@ -31,7 +31,7 @@ lint: ## gofmt, vet, staticcheck
 	$(GO) run $(STATICCHECK) ./...
 
 golden: ## write the golden files anew
-	$(GO) test ./render/... -update
+	$(GO) test ./render ./cmd/nodeprep -update
 
 demo: deps build ## boot a fresh machine, provision it and show plan, apply and status
 	$(GO) run ./test/vm/cmd/demo

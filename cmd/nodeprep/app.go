@@ -1,0 +1,241 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"gopkg.in/yaml.v3"
+
+	"github.com/nodeprep/nodeprep/internal/diag"
+)
+
+// Exit codes, the same for every verb.
+const (
+	exitDone      = 0
+	exitFailed    = 1 // it failed, and the host is as it was before
+	exitUsage     = 2 // wrong usage, or an invalid profile
+	exitDiffers   = 3 // plan and status: something differs
+	exitStranded  = 4 // it failed and the host could not be brought back
+	profileOnNode = "/etc/nodeprep/profile.yaml"
+)
+
+// version is set by the linker; builds without it say what the module knows.
+var version = ""
+
+// app is one run of the command line.
+type app struct {
+	stdio
+	env func(string) (string, bool)
+
+	profile   string
+	root      string
+	artifacts []string
+	offline   bool
+	output    string
+	color     string
+	arch      string
+
+	// result is what the verb found; printed once, at the end, for -o json and yaml.
+	result any
+	// structured remembers that output is a format for machines.
+	structured bool
+}
+
+// usageError is a wrong command line: exit code 2.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
+
+// invalidError is a profile with faults: exit code 2.
+type invalidError struct{ list diag.List }
+
+func (e *invalidError) Error() string {
+	n := len(e.list.Errors())
+	if n == 1 {
+		return "invalid profile: 1 fault"
+	}
+	return fmt.Sprintf("invalid profile: %d faults", n)
+}
+
+// codeError ends a run with a code and without a message: what is to be said has
+// been printed as the result.
+type codeError struct{ code int }
+
+func (e *codeError) Error() string { return fmt.Sprintf("exit code %d", e.code) }
+
+// command builds the tree of verbs.
+func (a *app) command() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "nodeprep",
+		Short: "Declarative host provisioning for containerd nodes",
+		Long: `nodeprep turns a fresh Linux server into a ready containerd node from one YAML profile:
+it renders config.toml, hosts.toml and the systemd unit, installs verified releases of
+containerd, runc and the CNI plugins, starts the daemon and proves that it works.`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Version:       versionString(),
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				msg := fmt.Sprintf("unknown verb %q", args[0])
+				if s := cmd.SuggestionsFor(args[0]); len(s) > 0 {
+					msg += fmt.Sprintf(" (did you mean %s?)", strings.Join(s, " or "))
+				}
+				return usagef("%s; nodeprep --help lists the verbs", msg)
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			return a.checkFlags(cmd)
+		},
+	}
+	root.SuggestionsMinimumDistance = 2
+	root.SetVersionTemplate("nodeprep {{.Version}}\n")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usagef("%w; %s --help lists the flags", err, cmd.CommandPath())
+	})
+	f := root.PersistentFlags()
+	f.StringVarP(&a.profile, "profile", "f", "", "the node profile: a `FILE`, a built-in's name, or - for standard input")
+	f.StringVar(&a.root, "root", "/", "the host's root `DIR`, for mounted images and chroots")
+	f.StringArrayVar(&a.artifacts, "artifacts", nil, "a `DIR` of upstream-named release files (repeatable)")
+	f.BoolVar(&a.offline, "offline", false, "use no network at all")
+	f.StringVarP(&a.output, "output", "o", "text", "text, json or yaml")
+	f.StringVar(&a.color, "color", "auto", "auto, always or never")
+	root.AddCommand(a.initCommand(), a.validateCommand(), a.renderCommand(), a.planCommand(), a.applyCommand(),
+		a.statusCommand(), a.versionCommand(), a.schemaCommand())
+	return root
+}
+
+// oneOf makes an error for a flag whose value is not among those allowed.
+func oneOf(flag, value string, allowed ...string) error {
+	if slices.Contains(allowed, value) {
+		return nil
+	}
+	return usagef("--%s %q: want %s", flag, value, strings.Join(allowed, ", "))
+}
+
+func (a *app) checkFlags(cmd *cobra.Command) error {
+	// completion and help come from cobra and print scripts and text.
+	a.structured = a.output == "json" || a.output == "yaml"
+	return errors.Join(oneOf("output", a.output, "text", "json", "yaml"), oneOf("color", a.color, "auto", "always", "never"))
+}
+
+// noArgs and its kin refuse surplus arguments as wrong usage.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usagef("%s takes no arguments, got %q", cmd.CommandPath(), args)
+	}
+	return nil
+}
+
+// finish prints the result or the error and returns the exit code.
+func (a *app) finish(err error) int {
+	code := exitCode(err)
+	if a.structured {
+		a.printDocument(err, code)
+		return code
+	}
+	if _, quiet := errors.AsType[*codeError](err); err == nil || quiet {
+		return code
+	}
+	p := a.paint(a.stdio.err)
+	if invalid, ok := errors.AsType[*invalidError](err); ok {
+		for _, d := range invalid.list {
+			fmt.Fprintln(a.stdio.err, p.diagnostic(d))
+		}
+	}
+	fmt.Fprintf(a.stdio.err, "%s %s\n", p.red("nodeprep:"), err)
+	return code
+}
+
+// failure is the JSON form of an error.
+type failure struct {
+	Message     string    `json:"message" yaml:"message"`
+	ExitCode    int       `json:"exitCode" yaml:"exitCode"`
+	Diagnostics diag.List `json:"diagnostics,omitempty" yaml:"diagnostics,omitempty"`
+}
+
+// printDocument prints exactly one document: the result, with an "error" beside it
+// when the verb failed.
+func (a *app) printDocument(err error, code int) {
+	doc := map[string]any{}
+	if a.result != nil {
+		b, merr := json.Marshal(a.result)
+		if merr == nil {
+			merr = json.Unmarshal(b, &doc)
+		}
+		if merr != nil {
+			err, code = fmt.Errorf("print result: %w", merr), exitFailed
+		}
+	}
+	if _, quiet := errors.AsType[*codeError](err); err != nil && !quiet {
+		f := failure{Message: err.Error(), ExitCode: code}
+		if invalid, ok := errors.AsType[*invalidError](err); ok {
+			f.Diagnostics = invalid.list
+		}
+		doc["error"] = f
+	}
+	var b []byte
+	if a.output == "yaml" {
+		// Through JSON, so that both forms have the same names.
+		raw, _ := json.Marshal(doc)
+		var plain any
+		_ = json.Unmarshal(raw, &plain)
+		b, _ = yaml.Marshal(plain)
+	} else {
+		b, _ = json.MarshalIndent(doc, "", "  ")
+		b = append(b, '\n')
+	}
+	_, _ = a.out.Write(b)
+}
+
+// versionInfo is what `nodeprep version` tells.
+type versionInfo struct {
+	Version string `json:"version"`
+	Commit  string `json:"commit,omitempty"`
+	Go      string `json:"go"`
+	OS      string `json:"os"`
+	Arch    string `json:"arch"`
+}
+
+func versionString() string {
+	if version != "" {
+		return version
+	}
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}
+
+func (a *app) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print nodeprep's version",
+		Args:  noArgs,
+		RunE: func(*cobra.Command, []string) error {
+			v := versionInfo{Version: versionString(), Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH}
+			if info, ok := debug.ReadBuildInfo(); ok {
+				for _, s := range info.Settings {
+					if s.Key == "vcs.revision" {
+						v.Commit = s.Value
+					}
+				}
+			}
+			a.result = v
+			if !a.structured {
+				fmt.Fprintf(a.out, "nodeprep %s %s %s/%s\n", v.Version, v.Go, v.OS, v.Arch)
+			}
+			return nil
+		},
+	}
+}

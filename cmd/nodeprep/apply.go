@@ -1,0 +1,209 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nodeprep/nodeprep/checks"
+	"github.com/nodeprep/nodeprep/install"
+	"github.com/nodeprep/nodeprep/install/release"
+	"github.com/nodeprep/nodeprep/internal/diag"
+	"github.com/nodeprep/nodeprep/internal/host"
+)
+
+// applyResult is the machine form of an apply.
+type applyResult struct {
+	Root       string              `json:"root"`
+	Profiles   []string            `json:"profiles"`
+	Changed    []planItem          `json:"changed"`
+	Artifacts  []install.Installed `json:"artifacts,omitempty"`
+	Restarted  []string            `json:"restarted,omitempty"`
+	Started    []string            `json:"started,omitempty"`
+	Generation int                 `json:"generation"`
+	Phases     []install.PhaseTime `json:"phases,omitempty"`
+	Preflight  checks.Report       `json:"preflight,omitempty"`
+	Warnings   diag.List           `json:"warnings,omitempty"`
+}
+
+func (a *app) applyCommand() *cobra.Command {
+	var (
+		adopt bool
+		skip  []string
+	)
+	cmd := &cobra.Command{
+		Use:   "apply",
+		Short: "Make the host what the profile says",
+		Long: `apply stages and verifies everything beside its place, then commits by renames, restarts only what the
+changes ask for, and proves that the daemon works. When something fails, the host is put back as it was.
+With an empty plan it does nothing at all.`,
+		Example: `  sudo nodeprep apply -f node.yaml
+  sudo nodeprep apply -f node.yaml --artifacts ./artifacts --offline
+  nodeprep apply -f node.yaml --root /mnt/image --artifacts ./artifacts`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.apply(cmd.Context(), adopt, skip) },
+	}
+	f := cmd.Flags()
+	f.BoolVar(&adopt, "adopt", false, "take over files that are not nodeprep's or were edited since; what they are now is kept")
+	f.StringArrayVar(&skip, "skip", nil, "demote a preflight check to a warning, by its `ID` or a pattern with * (repeatable)")
+	f.StringVar(&a.arch, "arch", "", "with --root: the image's architecture, by Go's name")
+	return cmd
+}
+
+func (a *app) apply(ctx context.Context, adopt bool, skip []string) error {
+	if err := a.privileged(ctx); err != nil {
+		return err
+	}
+	p, err := a.prepare(ctx)
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	result := applyResult{Root: p.root.Dir(), Profiles: p.spec.Profiles, Changed: []planItem{}}
+	diffing := install.DiffOptions{Adopt: adopt, Services: p.services()}
+	plan, err := install.Diff(ctx, p.host, &p.state, p.receipt, diffing)
+	if err != nil {
+		return err
+	}
+	a.warn(plan.Warnings)
+	result.Warnings = plan.Warnings
+	if plan.Empty() {
+		if p.receipt != nil {
+			result.Generation = p.receipt.Generation
+		}
+		a.result = result
+		if !a.structured {
+			a.printPlan(a.out, p, plan)
+		}
+		return nil
+	}
+	store, err := a.store(p)
+	if err != nil {
+		return err
+	}
+	progress := a.progress()
+	opt := install.ApplyOptions{
+		DiffOptions: diffing,
+		Version:     versionString(),
+		Profiles:    p.spec.Profiles,
+		Artifacts:   store,
+		Observer:    progress,
+		Preflight: func(ctx context.Context) error {
+			result.Preflight = checks.Run(ctx, checks.Preflight, checks.Target{Host: p.host, Facts: p.facts, Spec: p.spec},
+				append(skip, p.spec.SkipChecks...))
+			a.preflightNotes(result.Preflight)
+			if failed := result.Preflight.Failed(); len(failed) > 0 {
+				return &checks.FailedError{Report: failed}
+			}
+			return nil
+		},
+	}
+	if p.root.Live() {
+		opt.Daemon = install.Containerd{}
+	}
+	done, err := install.Apply(ctx, p.host, plan, opt)
+	progress.close()
+	if done != nil {
+		for _, it := range done.Changed {
+			result.Changed = append(result.Changed, planItem{Item: it, Diff: itemDiff(it)})
+		}
+		result.Artifacts, result.Restarted, result.Started = done.Artifacts, done.Restarted, done.Started
+		result.Generation, result.Phases = done.Generation, done.Phases
+		result.Warnings = append(result.Warnings, done.Warnings...)
+	}
+	a.result = result
+	if err != nil {
+		return err
+	}
+	a.warn(done.Warnings)
+	if !a.structured {
+		a.printApplied(p, done)
+	}
+	return nil
+}
+
+// privileged fails early where the run could not even read what it needs: the
+// preflight check says the same, but comes after files that only root may read.
+func (a *app) privileged(ctx context.Context) error {
+	root, err := a.openRoot()
+	if err != nil {
+		return err
+	}
+	if h := host.New(root); root.Live() && h.UID != 0 {
+		report := checks.Run(ctx, checks.Preflight, checks.Target{Host: h}, nil)
+		for _, f := range report.Failed() {
+			if f.ID == checks.Privilege {
+				return &checks.FailedError{Report: checks.Report{f}}
+			}
+		}
+	}
+	return nil
+}
+
+// preflightNotes prints what preflight has to say and what does not stop the run.
+func (a *app) preflightNotes(report checks.Report) {
+	p := a.paint(a.stdio.err)
+	for _, f := range report {
+		if f.Verdict != checks.Warn && f.Verdict != checks.Unknown {
+			continue
+		}
+		line := fmt.Sprintf("preflight %s: %s: %s", f.ID, f.Verdict, f.Observed)
+		if f.Wanted != "" {
+			line += ", wanted: " + f.Wanted
+		}
+		fmt.Fprintln(a.stdio.err, p.yellow(line))
+	}
+}
+
+func (a *app) printApplied(p *prepared, done *install.Result) {
+	c := a.paint(a.out)
+	for _, it := range done.Changed {
+		printItem(a.out, c, it)
+	}
+	for _, x := range done.Artifacts {
+		fmt.Fprintf(a.out, "%s %s: %s, sha256 %s (%s)\n", x.Component, x.Version, x.File, x.SHA256, x.SHA256From)
+	}
+	var total time.Duration
+	for _, ph := range done.Phases {
+		total += ph.Took
+		fmt.Fprintf(a.out, "%-10s %8s\n", ph.Phase, ph.Took.Round(time.Millisecond))
+	}
+	fmt.Fprintf(a.out, "%s in %s: generation %d of %s\n", c.green("done"), total.Round(time.Millisecond), done.Generation, p.root.Dir())
+}
+
+// store is where artifacts come from, for this command line and profile.
+func (a *app) store(p *prepared) (install.Artifacts, error) {
+	var dirs []string
+	for _, d := range a.artifacts {
+		abs, err := absolute(d)
+		if err != nil {
+			return nil, err
+		}
+		fi, err := os.Stat(abs)
+		if err != nil {
+			return nil, usagef("--artifacts: %w", err)
+		}
+		if !fi.IsDir() {
+			return nil, usagef("--artifacts %s: not a directory", d)
+		}
+		dirs = append(dirs, abs)
+	}
+	cache := filepath.Join(install.StateDir, "cache")
+	if !p.root.Live() {
+		// An image is not the place for what was fetched to make it.
+		user, err := os.UserCacheDir()
+		if err != nil {
+			return nil, fmt.Errorf("find a cache for downloads: %w", err)
+		}
+		cache = filepath.Join(user, "nodeprep")
+	}
+	return install.Releases{
+		Store: &release.Store{Dirs: dirs, CacheDir: cache, Sources: p.state.Sources, Offline: a.offline},
+		Root:  p.root,
+		LibC:  p.facts.LibC,
+	}, nil
+}

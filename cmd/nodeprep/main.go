@@ -1,0 +1,45 @@
+// Command nodeprep turns a fresh Linux server into a containerd node from one
+// declarative profile, and shows it beforehand.
+//
+// main is one os.Exit; every verb is a file of its own that wires the packages
+// together and prints. No decision about a node is made here.
+package main
+
+import (
+	"context"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	os.Exit(run(context.Background(), os.Args[1:], stdio{os.Stdin, os.Stdout, os.Stderr}, os.LookupEnv))
+}
+
+// stdio is where a command reads and writes.
+type stdio struct {
+	in       io.Reader
+	out, err io.Writer
+}
+
+// run runs one command line and returns its exit code.
+func run(ctx context.Context, args []string, io stdio, env func(string) (string, bool)) int {
+	if _, ok := env("GOGC"); !ok {
+		// A run lives for a second and streams hundreds of megabytes through few
+		// buffers: a tight heap costs little time and keeps small boards comfortable.
+		debug.SetGCPercent(50)
+	}
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, unix.SIGTERM)
+	defer stop()
+	a := &app{stdio: io, env: env}
+	cmd := a.command()
+	cmd.SetArgs(args)
+	cmd.SetIn(io.in)
+	cmd.SetOut(io.out)
+	cmd.SetErr(io.err)
+	err := cmd.ExecuteContext(ctx)
+	return a.finish(err)
+}

@@ -1,0 +1,370 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/rogpeppe/go-internal/diff"
+	"github.com/spf13/cobra"
+
+	"github.com/nodeprep/nodeprep/install"
+	"github.com/nodeprep/nodeprep/internal/desired"
+	"github.com/nodeprep/nodeprep/internal/diag"
+	"github.com/nodeprep/nodeprep/internal/host"
+	"github.com/nodeprep/nodeprep/profiles"
+	"github.com/nodeprep/nodeprep/systemd"
+)
+
+// planResult is the machine form of a plan.
+type planResult struct {
+	Root     string     `json:"root"`
+	Profiles []string   `json:"profiles"`
+	Arch     string     `json:"arch"`
+	Empty    bool       `json:"empty"`
+	Items    []planItem `json:"items"`
+	Warnings diag.List  `json:"warnings,omitempty"`
+}
+
+type planItem struct {
+	install.Item
+	Diff string `json:"diff,omitempty"`
+}
+
+// prepared is a profile brought together with a host.
+type prepared struct {
+	root    *host.Root
+	host    *host.Host
+	facts   host.Facts
+	spec    *profiles.Spec
+	state   desired.State
+	receipt *install.Receipt
+	// manager is nil where there is no running systemd to ask.
+	manager *systemd.Manager
+}
+
+func (p *prepared) close() {
+	if p.manager != nil {
+		p.manager.Close()
+	}
+}
+
+// services is the Manager as install wants it: a nil *Manager is no Services.
+func (p *prepared) services() install.Services {
+	if p.manager == nil {
+		return nil
+	}
+	return p.manager
+}
+
+// prepare loads the profile, gathers the host's facts and computes the desired state.
+// It changes nothing.
+func (a *app) prepare(ctx context.Context) (*prepared, error) {
+	root, err := a.openRoot()
+	if err != nil {
+		return nil, err
+	}
+	if root.Live() && runtime.GOOS != "linux" {
+		return nil, usagef("this is %s: name a Linux host's root with --root DIR", runtime.GOOS)
+	}
+	receipt, err := readReceipt(root)
+	if err != nil {
+		return nil, err
+	}
+	name, err := a.chosen(root, func() (string, bool, error) {
+		if receipt == nil {
+			return "", false, nil
+		}
+		return strings.Join(receipt.Profiles, ", "), true, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	profile, err := a.load(name)
+	if err != nil {
+		return nil, err
+	}
+	wanted, facts := a.facts(root)
+	spec, err := a.resolve(profile, wanted, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	st, notes, err := desiredState(spec, &inputs{env: a.env})
+	if err != nil {
+		return nil, err
+	}
+	a.warn(notes)
+	p := &prepared{root: root, host: host.New(root), facts: facts, spec: spec, state: st, receipt: receipt}
+	if root.Live() && facts.SystemdInit {
+		p.manager, err = systemd.Connect(ctx, runner(p.host))
+		if err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// runner runs the commands that systemd's error reports need.
+func runner(h *host.Host) systemd.Runner {
+	return func(ctx context.Context, name string, args ...string) ([]byte, error) {
+		out, err := h.Run(ctx, host.Cmd{Path: name, Args: args})
+		return out.Stdout, err
+	}
+}
+
+// readReceipt reads a root's receipt, which only root may.
+func readReceipt(root *host.Root) (*install.Receipt, error) {
+	receipt, err := install.ReadReceipt(root)
+	if errors.Is(err, fs.ErrPermission) {
+		return nil, fmt.Errorf("read %s: permission denied (run it with sudo)", install.ReceiptPath)
+	}
+	return receipt, err
+}
+
+func (a *app) planCommand() *cobra.Command {
+	var adopt bool
+	cmd := &cobra.Command{
+		Use:   "plan",
+		Short: "Show what apply would change, file by file, and why",
+		Long: `plan compares the host with the profile and changes nothing. It exits with 0 when there is nothing to do
+and with 3 when something differs. Secrets are masked.`,
+		Example: `  nodeprep plan -f node.yaml
+  nodeprep plan -f node.yaml --root /mnt/image --arch arm64 -o json`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.plan(cmd.Context(), adopt) },
+	}
+	cmd.Flags().BoolVar(&adopt, "adopt", false, "plan to take over files that are not nodeprep's or were edited since")
+	cmd.Flags().StringVar(&a.arch, "arch", "", "with --root: the image's architecture, by Go's name")
+	return cmd
+}
+
+func (a *app) plan(ctx context.Context, adopt bool) error {
+	p, err := a.prepare(ctx)
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	plan, err := install.Diff(ctx, p.host, &p.state, p.receipt, install.DiffOptions{Adopt: adopt, Services: p.services()})
+	if err != nil {
+		return err
+	}
+	a.result = makePlanResult(p, plan)
+	if !a.structured {
+		a.printPlan(a.out, p, plan)
+	}
+	if !plan.Empty() {
+		return &codeError{exitDiffers}
+	}
+	return nil
+}
+
+func makePlanResult(p *prepared, plan *install.Plan) planResult {
+	r := planResult{Root: p.root.Dir(), Profiles: p.spec.Profiles, Arch: p.spec.Arch, Empty: plan.Empty(), Items: []planItem{}, Warnings: plan.Warnings}
+	for _, it := range plan.Items {
+		if it.Action == install.Keep {
+			continue
+		}
+		r.Items = append(r.Items, planItem{Item: it, Diff: itemDiff(it)})
+	}
+	return r
+}
+
+// itemDiff is the unified diff of a text file, "" for what has none to show.
+func itemDiff(it install.Item) string {
+	if it.Kind != install.KindFile || it.Secret || it.Old == nil && it.New == nil {
+		return ""
+	}
+	from, to := it.Path, it.Path
+	switch it.Action {
+	case install.Create:
+		from = "/dev/null"
+	case install.Remove:
+		to = "/dev/null"
+	case install.Update:
+	default:
+		return ""
+	}
+	d := string(diff.Diff(from, it.Old, to, it.New))
+	// The first line repeats the two names as a command.
+	if first, rest, ok := strings.Cut(d, "\n"); ok && strings.HasPrefix(first, "diff ") {
+		d = rest
+	}
+	return d
+}
+
+// sign is the mark of an action at the start of a line.
+func sign(p painter, action install.Action) string {
+	switch action {
+	case install.Create:
+		return p.green("+")
+	case install.Update:
+		return p.yellow("~")
+	case install.Remove:
+		return p.red("-")
+	case install.Refuse:
+		return p.red("!")
+	case install.Leave:
+		return p.yellow("?")
+	}
+	return p.bold("*")
+}
+
+func (a *app) printPlan(w io.Writer, p *prepared, plan *install.Plan) {
+	c := a.paint(w)
+	for _, d := range plan.Warnings {
+		fmt.Fprintln(w, c.diagnostic(d))
+	}
+	if plan.Empty() {
+		fmt.Fprintf(w, "nothing to do: the host is as %s wants it\n", strings.Join(p.spec.Profiles, ", "))
+		printLeft(w, c, plan)
+		return
+	}
+	for _, it := range plan.Items {
+		if it.Action == install.Keep {
+			continue
+		}
+		printItem(w, c, it)
+		for _, line := range artifactLines(p, it) {
+			fmt.Fprintf(w, "    %s\n", line)
+		}
+		for line := range strings.Lines(itemDiff(it)) {
+			line = strings.TrimSuffix(line, "\n")
+			switch {
+			case strings.HasPrefix(line, "+"):
+				line = c.green(line)
+			case strings.HasPrefix(line, "-"):
+				line = c.red(line)
+			case strings.HasPrefix(line, "@@"):
+				line = c.dim(line)
+			}
+			fmt.Fprintf(w, "    %s\n", line)
+		}
+		if it.Secret && it.Action != install.Refuse {
+			fmt.Fprintf(w, "    %s\n", c.dim("(secret content, not shown)"))
+		}
+	}
+	fmt.Fprintln(w, summary(plan))
+}
+
+// printLeft lists what is not wanted any more and not ours to remove.
+func printLeft(w io.Writer, c painter, plan *install.Plan) {
+	for _, it := range plan.Items {
+		if it.Action == install.Leave {
+			printItem(w, c, it)
+		}
+	}
+}
+
+// artifactLines say what a release file brings, and who vouches for it.
+func artifactLines(p *prepared, it install.Item) []string {
+	if it.Kind != install.KindArtifact {
+		return nil
+	}
+	for _, art := range p.state.Artifacts {
+		if art.Component != it.Path {
+			continue
+		}
+		line := art.Files[0]
+		if art.SHA256 != "" {
+			line += ", sha256 " + art.SHA256 + " (" + art.SHA256From + ")"
+		} else {
+			line += ", sha256 from a checksum file beside it"
+		}
+		var required []string
+		for _, m := range art.Members {
+			if !m.Optional {
+				required = append(required, m.Path)
+			}
+		}
+		return []string{line, "installs " + strings.Join(required, ", ")}
+	}
+	return nil
+}
+
+func printItem(w io.Writer, c painter, it install.Item) {
+	name := it.Path
+	switch {
+	case it.Kind == install.KindArtifact && it.OldVersion != "" && it.OldVersion != it.NewVersion:
+		name += " " + it.OldVersion + " -> " + it.NewVersion
+	case it.Kind == install.KindArtifact && it.NewVersion != "":
+		name += " " + it.NewVersion
+	case it.Kind == install.KindSysctl && it.NewVersion != "":
+		name += " = " + it.NewVersion
+	case it.Kind == install.KindLink && it.NewVersion != "":
+		name += " -> " + it.NewVersion
+	}
+	switch it.Action {
+	case install.Create, install.Update, install.Remove:
+	default:
+		name = string(it.Action) + " " + name
+	}
+	line := sign(c, it.Action) + " " + c.bold(name)
+	if it.Reason != "" {
+		line += ": " + it.Reason
+	}
+	if o := it.Origin.String(); o != "" {
+		line += c.dim(" [" + o + "]")
+	}
+	fmt.Fprintln(w, line)
+	for _, d := range it.Details {
+		fmt.Fprintf(w, "    %s\n", d)
+	}
+	for _, d := range it.Adopted {
+		fmt.Fprintf(w, "    takes over %s, what is there now is kept\n", d)
+	}
+}
+
+// summary is the plan in one line.
+func summary(plan *install.Plan) string {
+	var created, changed, removed, refused int
+	var restarts []string
+	for _, it := range plan.Items {
+		switch it.Action {
+		case install.Create:
+			created++
+		case install.Update:
+			changed++
+		case install.Remove:
+			removed++
+		case install.Refuse:
+			refused++
+		case install.Restart:
+			restarts = append(restarts, it.Path)
+		}
+	}
+	s := fmt.Sprintf("plan: %d to create, %d to change, %d to remove", created, changed, removed)
+	switch {
+	case refused > 0:
+		s += fmt.Sprintf("; %d refused, so apply would stop", refused)
+	case len(restarts) > 0:
+		s += "; restarts " + strings.Join(restarts, ", ")
+	default:
+		s += "; restarts nothing"
+	}
+	return s
+}
+
+// exitCode maps what a run ended with to the code that scripts rely on.
+func exitCode(err error) int {
+	if err == nil {
+		return exitDone
+	}
+	if e, ok := errors.AsType[*codeError](err); ok {
+		return e.code
+	}
+	if _, ok := errors.AsType[*usageError](err); ok {
+		return exitUsage
+	}
+	if _, ok := errors.AsType[*invalidError](err); ok {
+		return exitUsage
+	}
+	if _, ok := errors.AsType[*install.StrandedError](err); ok {
+		return exitStranded
+	}
+	return exitFailed
+}

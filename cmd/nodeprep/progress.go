@@ -1,0 +1,121 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/vbauerster/mpb/v8"
+	"github.com/vbauerster/mpb/v8/decor"
+
+	"github.com/nodeprep/nodeprep/install"
+)
+
+// progress tells a person how far an apply is: bars on a terminal, plain lines in a
+// pipe or a journal, nothing for machines.
+type progress struct {
+	out   io.Writer
+	paint painter
+	quiet bool
+	bars  bool
+
+	mu   sync.Mutex
+	pool *mpb.Progress
+	by   map[string]*mpb.Bar
+	// said is when a line about each download was last printed.
+	said map[string]time.Time
+}
+
+func (a *app) progress() *progress {
+	return &progress{
+		out: a.stdio.err, paint: a.paint(a.stdio.err), quiet: a.structured, bars: isTerminal(a.stdio.err),
+		by: map[string]*mpb.Bar{}, said: map[string]time.Time{},
+	}
+}
+
+// PhaseStart begins a phase.
+func (p *progress) PhaseStart(phase install.Phase) {
+	if p.quiet || p.bars {
+		return
+	}
+	switch phase {
+	case install.PhaseStage, install.PhaseActivate, install.PhaseUndo:
+		// The phases that may take long announce themselves: a sign of life.
+		fmt.Fprintf(p.out, "%s...\n", phase)
+	}
+}
+
+// PhaseEnd ends a phase.
+func (p *progress) PhaseEnd(phase install.Phase, took time.Duration, err error) {
+	p.close()
+	if p.quiet {
+		return
+	}
+	word := p.paint.green("ok")
+	if err != nil {
+		word = p.paint.red("failed")
+	}
+	fmt.Fprintf(p.out, "%s: %s (%s)\n", phase, word, took.Round(time.Millisecond))
+}
+
+// interval is how often a long download says so in a log.
+const interval = 5 * time.Second
+
+// Progress is called from several goroutines at once.
+func (p *progress) Progress(name string, done, total int64) {
+	if p.quiet {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.bars {
+		last, seen := p.said[name]
+		if now := time.Now(); !seen {
+			p.said[name] = now
+		} else if now.Sub(last) >= interval {
+			p.said[name] = now
+			fmt.Fprintf(p.out, "%s: %s\n", name, amount(done, total))
+		}
+		return
+	}
+	if p.pool == nil {
+		p.pool = mpb.New(mpb.WithOutput(p.out), mpb.WithWidth(40), mpb.WithRefreshRate(100*time.Millisecond))
+	}
+	bar, ok := p.by[name]
+	if !ok {
+		bar = p.pool.AddBar(total,
+			mpb.PrependDecorators(decor.Name(name, decor.WCSyncSpaceR)),
+			mpb.AppendDecorators(decor.CountersKibiByte("% .1f / % .1f"), decor.Percentage(decor.WC{W: 6})))
+		p.by[name] = bar
+	}
+	if total > 0 {
+		bar.SetTotal(total, false)
+	}
+	bar.SetCurrent(done)
+}
+
+// close ends the bars, so that what is printed next stands below them.
+func (p *progress) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pool == nil {
+		return
+	}
+	for _, bar := range p.by {
+		if !bar.Completed() {
+			// Bars of work that ended early stay as they are.
+			bar.Abort(false)
+		}
+	}
+	p.pool.Wait()
+	p.pool, p.by = nil, map[string]*mpb.Bar{}
+}
+
+func amount(done, total int64) string {
+	const mib = 1 << 20
+	if total <= 0 {
+		return fmt.Sprintf("%.1f MiB", float64(done)/mib)
+	}
+	return fmt.Sprintf("%.1f of %.1f MiB", float64(done)/mib, float64(total)/mib)
+}

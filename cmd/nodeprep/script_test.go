@@ -1,0 +1,246 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"crypto/sha256"
+	"debug/elf"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/nodeprep/nodeprep/install"
+	"github.com/nodeprep/nodeprep/internal/host"
+)
+
+// The scripts run the real command line; nodeprep in them is this test binary.
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){
+		"nodeprep": func() {
+			os.Exit(run(context.Background(), os.Args[1:], stdio{os.Stdin, os.Stdout, os.Stderr}, os.LookupEnv))
+		},
+	})
+}
+
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/script",
+		// A script that needs to be root, or must not be, says so by its condition.
+		Condition: func(cond string) (bool, error) {
+			if cond == "root" {
+				return os.Geteuid() == 0, nil
+			}
+			return false, fmt.Errorf("unknown condition %q", cond)
+		},
+		Cmds: scriptCommands(),
+	})
+}
+
+func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
+	return map[string]func(*testscript.TestScript, bool, []string){
+		// artifacts DIR [ARCH [VARIATION]] makes small release files in DIR and a profile
+		// node.yaml that knows their digests.
+		"artifacts": func(ts *testscript.TestScript, _ bool, args []string) {
+			dir, arch, variation := args[0], "amd64", ""
+			if len(args) > 1 {
+				arch = args[1]
+			}
+			if len(args) > 2 {
+				variation = args[2]
+			}
+			ts.Check(makeArtifacts(ts.MkAbs(dir), ts.MkAbs("node.yaml"), arch, variation))
+		},
+		// code N[,N...] COMMAND... runs a command that must end with one of these exit codes.
+		"code": func(ts *testscript.TestScript, _ bool, args []string) {
+			got := 0
+			if err := ts.Exec(args[1], args[2:]...); err != nil {
+				exit, ok := errors.AsType[*exec.ExitError](err)
+				if !ok {
+					ts.Fatalf("%v", err)
+				}
+				got = exit.ExitCode()
+			}
+			if !slices.Contains(strings.Split(args[0], ","), fmt.Sprint(got)) {
+				ts.Fatalf("exit code %d, want %s", got, args[0])
+			}
+		},
+		// lines FILE N checks the number of lines.
+		"lines": func(ts *testscript.TestScript, _ bool, args []string) {
+			text := ts.ReadFile(args[0])
+			if got := fmt.Sprint(strings.Count(text, "\n")); got != args[1] {
+				ts.Fatalf("%s has %s lines, want %s:\n%s", args[0], got, args[1], text)
+			}
+		},
+		// json FILE checks that a file is one JSON document.
+		"json": func(ts *testscript.TestScript, _ bool, args []string) {
+			dec := json.NewDecoder(strings.NewReader(ts.ReadFile(args[0])))
+			var v any
+			ts.Check(dec.Decode(&v))
+			if dec.More() {
+				ts.Fatalf("%s holds more than one document", args[0])
+			}
+		},
+		// listing ROOT FILE [content] writes every path below ROOT with mode, size, digest
+		// and, unless content is said, time: staging and cleaning up touches directories.
+		"listing": func(ts *testscript.TestScript, _ bool, args []string) {
+			text, err := listTree(ts.MkAbs(args[0]), len(args) < 3)
+			ts.Check(err)
+			ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(text), 0o644))
+		},
+		// link PATH TARGET checks where a symbolic link points.
+		"link": func(ts *testscript.TestScript, _ bool, args []string) {
+			got, err := os.Readlink(ts.MkAbs(args[0]))
+			ts.Check(err)
+			if got != args[1] {
+				ts.Fatalf("%s points to %s, want %s", args[0], got, args[1])
+			}
+		},
+		// lock ROOT holds the root until the script ends.
+		"lock": func(ts *testscript.TestScript, _ bool, args []string) {
+			root, err := host.OpenRoot(ts.MkAbs(args[0]))
+			ts.Check(err)
+			unlock, err := install.Lock(root)
+			ts.Check(err)
+			ts.Defer(unlock)
+		},
+	}
+}
+
+func listTree(dir string, times bool) (string, error) {
+	var b strings.Builder
+	err := filepath.Walk(dir, func(p string, fi os.FileInfo, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(dir, p)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(&b, "%s %s", rel, fi.Mode())
+		if times {
+			fmt.Fprintf(&b, " %d", fi.ModTime().UnixNano())
+		}
+		if fi.Mode().IsRegular() {
+			data, err := os.ReadFile(p)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(&b, " %x", sha256.Sum256(data))
+		}
+		b.WriteByte('\n')
+		return nil
+	})
+	return b.String(), err
+}
+
+// program is the smallest file that is an ELF executable of an architecture, static.
+func program(arch, content string) []byte {
+	machine := map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}[arch]
+	h := elf.Header64{Type: uint16(elf.ET_EXEC), Machine: uint16(machine), Version: 1, Ehsize: 64, Phentsize: 56, Shentsize: 64}
+	copy(h.Ident[:], elf.ELFMAG)
+	h.Ident[elf.EI_CLASS], h.Ident[elf.EI_DATA], h.Ident[elf.EI_VERSION] = byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), 1
+	var b bytes.Buffer
+	_ = binary.Write(&b, binary.LittleEndian, h)
+	b.WriteString(content)
+	return b.Bytes()
+}
+
+func tarball(files map[string][]byte, order []string) ([]byte, error) {
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	w := tar.NewWriter(z)
+	for _, name := range order {
+		if err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(files[name])), Typeflag: tar.TypeReg}); err != nil {
+			return nil, err
+		}
+		if _, err := w.Write(files[name]); err != nil {
+			return nil, err
+		}
+	}
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	if err := z.Close(); err != nil {
+		return nil, err
+	}
+	return b.Bytes(), nil
+}
+
+// makeArtifacts makes a folder of release files, whole or broken in a named way, and
+// a profile with their digests.
+func makeArtifacts(dir, profile, arch, variation string) error {
+	elfArch := arch
+	if variation == "foreign" {
+		elfArch = map[string]string{"amd64": "arm64", "arm64": "amd64"}[arch]
+	}
+	pack := func(prefix string, names ...string) ([]byte, error) {
+		files, order := map[string][]byte{}, []string{}
+		for _, n := range names {
+			name := prefix + n
+			files[name] = program(elfArch, n)
+			order = append(order, name)
+		}
+		if variation == "traversal" && prefix == "bin/" {
+			files["../../etc/passwd"] = []byte("x")
+			order = append(order, "../../etc/passwd")
+		}
+		return tarball(files, order)
+	}
+	names := []string{"containerd", "ctr", "containerd-shim-runc-v2"}
+	if variation == "missing" {
+		names = names[:2]
+	}
+	containerd, err := pack("bin/", names...)
+	if err != nil {
+		return err
+	}
+	cni, err := pack("./", "bridge", "host-local", "loopback", "portmap")
+	if err != nil {
+		return err
+	}
+	files := map[string][]byte{
+		"containerd-2.3.4-linux-" + arch + ".tar.gz": containerd,
+		"cni-plugins-linux-" + arch + "-v1.9.1.tgz":  cni,
+		"runc." + arch: program(elfArch, "runc"),
+	}
+	digests := map[string]string{}
+	for name, data := range files {
+		digests[name] = fmt.Sprintf("%x", sha256.Sum256(data))
+		if variation == "truncated" && strings.HasPrefix(name, "containerd") {
+			data = data[:len(data)-20]
+			digests[name] = fmt.Sprintf("%x", sha256.Sum256(data))
+		}
+		if variation == "damaged" && strings.HasPrefix(name, "runc") {
+			data[len(data)-1] ^= 1
+		}
+		if variation == "absent" && strings.HasPrefix(name, "cni") {
+			continue
+		}
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
+			return err
+		}
+	}
+	text := fmt.Sprintf(`apiVersion: nodeprep/v1alpha1
+kind: NodeProfile
+extends: kubernetes
+containerd: {version: 2.3.4, variant: dynamic, sha256: {%s: %s}}
+runc: {version: 1.4.3, sha256: {%s: %s}}
+cni: {version: 1.9.1, sha256: {%s: %s}}
+crictl: {version: none}
+`, arch, digests["containerd-2.3.4-linux-"+arch+".tar.gz"], arch, digests["runc."+arch], arch, digests["cni-plugins-linux-"+arch+"-v1.9.1.tgz"])
+	return os.WriteFile(profile, []byte(text), 0o644)
+}

@@ -1,0 +1,179 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/nodeprep/nodeprep/install/release"
+	"github.com/nodeprep/nodeprep/internal/desired"
+	"github.com/nodeprep/nodeprep/internal/diag"
+	"github.com/nodeprep/nodeprep/internal/releases"
+	"github.com/nodeprep/nodeprep/profiles"
+	"github.com/nodeprep/nodeprep/render"
+	"github.com/nodeprep/nodeprep/render/registry"
+	"github.com/nodeprep/nodeprep/systemd"
+)
+
+const (
+	containerdUnit   = "containerd.service"
+	containerdBinary = "/usr/local/bin/containerd"
+	containerdConfig = "/etc/containerd/config.toml"
+)
+
+// maxInput bounds certificates and secrets read from the profile's files.
+const maxInput = 4 << 20
+
+// inputs reads what a profile refers to: certificates, and secrets from files, the
+// environment and systemd credentials (systemd.exec(5), CREDENTIALS_DIRECTORY).
+type inputs struct {
+	env func(string) (string, bool)
+	// masked leaves secrets unread: for output that does not show them anyway.
+	masked bool
+}
+
+// reader is in as the renderers want it; a nil *inputs is no Reader at all.
+func reader(in *inputs) registry.Reader {
+	if in == nil {
+		return nil
+	}
+	return in
+}
+
+// File reads a file that the profile names.
+func (in inputs) File(f profiles.LocalFile) ([]byte, error) {
+	b, err := readLimited(f.Path)
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// Secret reads a secret's value; a final newline, which editors add, is not part of it.
+func (in inputs) Secret(s profiles.Secret) (string, error) {
+	switch {
+	case in.masked:
+		return registry.Placeholders{}.Secret(s)
+	case s.File != "":
+		b, err := readLimited(s.File)
+		return strings.TrimSuffix(string(b), "\n"), err
+	case s.Env != "":
+		v, ok := in.env(s.Env)
+		if !ok {
+			return "", fmt.Errorf("read secret: environment variable %s is not set", s.Env)
+		}
+		return v, nil
+	case s.Credential != "":
+		dir, ok := in.env("CREDENTIALS_DIRECTORY")
+		if !ok {
+			return "", fmt.Errorf("read secret: no systemd credentials here to take %s from (LoadCredential= in the unit that runs nodeprep)", s.Credential)
+		}
+		if s.Credential != filepath.Base(s.Credential) {
+			return "", fmt.Errorf("read secret: credential name %q is a path", s.Credential)
+		}
+		b, err := readLimited(filepath.Join(dir, s.Credential))
+		return strings.TrimSuffix(string(b), "\n"), err
+	}
+	return s.Value, nil
+}
+
+func readLimited(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxInput+1))
+	if err == nil && len(b) > maxInput {
+		err = fmt.Errorf("read %s: larger than %d bytes", path, maxInput)
+	}
+	return b, err
+}
+
+// desiredState composes the node's desired state from a Spec: pure, but for the
+// certificates and secrets that in reads; in is nil to leave those out. Faults are an
+// *invalidError; the list returned beside it holds the warnings.
+func desiredState(spec *profiles.Spec, in *inputs) (desired.State, diag.List, error) {
+	var (
+		list diag.List
+		st   = desired.State{
+			Arch:        spec.Arch,
+			Modules:     spec.Modules,
+			Sysctl:      spec.Sysctl,
+			Generations: spec.Generations,
+			Units:       []desired.Unit{{Name: containerdUnit, Enabled: true, Active: true, Origin: spec.Origin("systemd")}},
+			Daemon: desired.Daemon{
+				Version:     spec.Containerd.Version.String(),
+				Address:     spec.Containerd.Address,
+				Snapshotter: spec.Containerd.Snapshotter,
+				ConfigPath:  containerdConfig,
+				Binary:      containerdBinary,
+				OOMScore:    spec.Systemd.OOMScoreAdjust,
+				Unit:        containerdUnit,
+			},
+		}
+	)
+	if spec.Containerd.OOMScore != 0 {
+		// containerd sets it itself after start, over the unit's.
+		st.Daemon.OOMScore = spec.Containerd.OOMScore
+	}
+	files, faults := render.Files(spec, reader(in))
+	st.Files, list = append(st.Files, files...), append(list, faults...)
+	files, faults = registry.Files(spec, reader(in))
+	st.Files, list = append(st.Files, files...), append(list, faults...)
+	files, faults = systemd.Files(spec, registry.OrPlaceholders(reader(in)).Secret)
+	st.Files, list = append(st.Files, files...), append(list, faults...)
+
+	artifacts, faults := release.Artifacts(requests(spec))
+	st.Artifacts, list = artifacts, append(list, faults...)
+	for _, img := range spec.Images {
+		st.Images = append(st.Images, desired.Image{File: img.File.Path, Pin: img.Pin, Origin: img.File.Origin})
+	}
+	for _, s := range spec.Sources {
+		st.Sources = append(st.Sources, desired.Source{Dir: s.Dir, URL: s.URL, Origin: s.Origin})
+	}
+	st.Sort()
+	list.Sort()
+	if list.HasErrors() {
+		return st, list, &invalidError{list}
+	}
+	return st, list, nil
+}
+
+// requests are the releases that a Spec wants.
+func requests(spec *profiles.Spec) []release.Request {
+	var out []release.Request
+	for _, c := range []struct {
+		name   string
+		static bool
+		profiles.Component
+	}{
+		{releases.Containerd, spec.Containerd.Static, spec.Containerd.Component},
+		{releases.Runc, false, spec.Runc},
+		{releases.CNI, false, spec.CNI.Component},
+		{releases.Crictl, false, spec.Crictl},
+	} {
+		if !c.Installed() {
+			continue
+		}
+		origin := spec.Origin(c.name + ".version")
+		if c.SHA256 != "" {
+			origin = spec.Origin(c.name + ".sha256")
+		}
+		out = append(out, release.Request{
+			Component: c.name, Version: c.Version, Arch: spec.Arch, Static: c.static, SHA256: c.SHA256, Origin: origin,
+		})
+	}
+	return out
+}
+
+// asDiagnostics turns any error into findings, for verbs that report lists.
+func asDiagnostics(err error) diag.List {
+	if invalid, ok := errors.AsType[*invalidError](err); ok {
+		return invalid.list
+	}
+	return diag.List{{Message: err.Error()}}
+}

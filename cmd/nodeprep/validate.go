@@ -1,0 +1,89 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nodeprep/nodeprep/internal/diag"
+	"github.com/nodeprep/nodeprep/profiles"
+)
+
+// validation is the result of validate.
+type validation struct {
+	Valid       bool      `json:"valid"`
+	Files       []string  `json:"files"`
+	Diagnostics diag.List `json:"diagnostics"`
+}
+
+func (a *app) validateCommand() *cobra.Command {
+	var strict bool
+	cmd := &cobra.Command{
+		Use:   "validate FILE...",
+		Short: "Report every fault of profiles, without touching a host",
+		Example: `  nodeprep validate node.yaml
+  nodeprep validate --strict -o json node.yaml other.yaml`,
+		RunE: func(_ *cobra.Command, args []string) error {
+			if a.profile != "" {
+				args = append([]string{a.profile}, args...)
+			}
+			if len(args) == 0 {
+				return usagef("validate: name at least one profile")
+			}
+			return a.validate(args, strict)
+		},
+	}
+	cmd.Flags().BoolVar(&strict, "strict", false, "make warnings faults")
+	return cmd
+}
+
+func (a *app) validate(names []string, strict bool) error {
+	v := validation{Valid: true, Files: names, Diagnostics: diag.List{}}
+	p := a.paint(a.out)
+	for _, name := range names {
+		list := a.findings(name)
+		if strict {
+			for i := range list {
+				list[i].Severity = diag.Error
+			}
+		}
+		list.Sort()
+		v.Diagnostics = append(v.Diagnostics, list...)
+		v.Valid = v.Valid && !list.HasErrors()
+		if a.structured {
+			continue
+		}
+		for _, d := range list {
+			fmt.Fprintln(a.out, p.diagnostic(d))
+		}
+		if !list.HasErrors() {
+			fmt.Fprintf(a.out, "%s: %s\n", name, p.green("valid"))
+		}
+	}
+	a.result = v
+	if !v.Valid {
+		return &codeError{exitUsage}
+	}
+	return nil
+}
+
+// findings are all of a profile's faults and warnings, down to those that only
+// rendering finds.
+func (a *app) findings(name string) diag.List {
+	l, err := a.loader()
+	if err != nil {
+		return asDiagnostics(err)
+	}
+	profile, list := l.Load(name)
+	// What the values mean together is looked at even when some are broken: all faults
+	// at once.
+	spec, more := profiles.Resolve(profile, a.portableFacts())
+	list = append(list, more...)
+	if list.HasErrors() {
+		return list
+	}
+	list = append(list, supportNotes(spec, time.Now())...)
+	_, more, _ = desiredState(spec, nil)
+	return append(list, more...)
+}

@@ -34,29 +34,23 @@ func (a *app) progress() *progress {
 	}
 }
 
-// PhaseStart begins a phase.
+// PhaseStart begins a phase. Those that may take long announce themselves: a sign of
+// life. How long each took is part of the result.
 func (p *progress) PhaseStart(phase install.Phase) {
-	if p.quiet || p.bars {
-		return
-	}
 	switch phase {
-	case install.PhaseStage, install.PhaseActivate, install.PhaseUndo:
-		// The phases that may take long announce themselves: a sign of life.
-		fmt.Fprintf(p.out, "%s...\n", phase)
+	case install.PhaseStage, install.PhaseActivate, install.PhaseVerify, install.PhaseUndo:
+		if !p.quiet {
+			fmt.Fprintf(p.out, "%s...\n", phase)
+		}
 	}
 }
 
 // PhaseEnd ends a phase.
 func (p *progress) PhaseEnd(phase install.Phase, took time.Duration, err error) {
 	p.close()
-	if p.quiet {
-		return
+	if err != nil && !p.quiet {
+		fmt.Fprintf(p.out, "%s %s after %s\n", phase, p.paint.red("failed"), took.Round(time.Millisecond))
 	}
-	word := p.paint.green("ok")
-	if err != nil {
-		word = p.paint.red("failed")
-	}
-	fmt.Fprintf(p.out, "%s: %s (%s)\n", phase, word, took.Round(time.Millisecond))
 }
 
 // interval is how often a long download says so in a log.

@@ -245,7 +245,7 @@ func (r *Root) SpaceAt(p string) (Space, error) {
 		}
 		return Space{
 			Device: uint64(fi.Dev), Available: st.Bavail * uint64(st.Bsize),
-			Inodes: st.Ffree, NoInodes: st.Files == 0, ReadOnly: st.Flags&unix.ST_RDONLY != 0,
+			Inodes: st.Ffree, NoInodes: st.Files == 0, ReadOnly: readOnly(&st),
 		}, nil
 	}
 }

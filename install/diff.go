@@ -1,0 +1,703 @@
+package install
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/nodeprep/nodeprep/internal/desired"
+	"github.com/nodeprep/nodeprep/internal/diag"
+	"github.com/nodeprep/nodeprep/internal/host"
+)
+
+// DiffOptions are what a comparison needs besides the state and the host.
+type DiffOptions struct {
+	// Adopt allows files that are not ours, or were changed since, to be replaced.
+	Adopt bool
+	// Services is asked once which units run; nil under a root that is not running.
+	Services Services
+
+	// live overrides, in tests, what the root itself says.
+	live bool
+}
+
+// defaultUnit is restarted by changes that name no unit.
+const defaultUnit = "containerd.service"
+
+// Diff compares a host with the state it shall have, and only reads: a file whose
+// size, time and inode are as the receipt has them is not even opened. receipt is nil
+// on a host without one. What cannot be planned at all, such as two files for one
+// path, is an error; what stands in the way is in the plan, see Plan.Refusal.
+func Diff(ctx context.Context, h *host.Host, state *desired.State, receipt *Receipt, opt DiffOptions) (*Plan, error) {
+	d := &differ{
+		root: h.Root, state: state, receipt: receipt, opt: opt,
+		wanted: map[string]string{}, units: map[string]*unitCauses{},
+		plan: &Plan{state: state, receipt: receipt, live: h.Root.Live() || opt.live, seen: map[string]fs.FileInfo{}},
+	}
+	var faults []error
+	note := func(err error) {
+		if err != nil {
+			faults = append(faults, err)
+		}
+	}
+	for i := range state.Artifacts {
+		note(d.artifact(&state.Artifacts[i]))
+	}
+	for i := range state.Dirs {
+		note(d.dir(&state.Dirs[i]))
+	}
+	for i := range state.Files {
+		note(d.file(&state.Files[i]))
+	}
+	links, err := d.links()
+	note(err)
+	for i := range links {
+		note(d.link(&links[i].Link, links[i].unit))
+	}
+	note(d.removals())
+	if d.plan.live {
+		note(d.kernel())
+	}
+	note(d.services(ctx))
+	note(d.images())
+	if err := errors.Join(faults...); err != nil {
+		return nil, err
+	}
+	return d.plan, ctx.Err()
+}
+
+type differ struct {
+	root    *host.Root
+	state   *desired.State
+	receipt *Receipt
+	opt     DiffOptions
+	plan    *Plan
+	// wanted maps each real path that the state wants to its path in the state.
+	wanted map[string]string
+	units  map[string]*unitCauses
+}
+
+// unitCauses gathers what changed items ask of a unit.
+type unitCauses struct{ reload, restart []cause }
+
+func (d *differ) add(it Item) { d.plan.Items = append(d.plan.Items, it) }
+
+// look resolves a wanted path and notes it; two wanted paths in one place are a fault.
+func (d *differ) look(p string) (real string, fi fs.FileInfo, err error) {
+	if p != path.Clean(p) || !path.IsAbs(p) || p == "/" {
+		return "", nil, fmt.Errorf("plan %q: not a clean absolute path", p)
+	}
+	real, fi, err = locate(d.root, p)
+	if err != nil {
+		return "", nil, err
+	}
+	if other, taken := d.wanted[real]; taken {
+		return "", nil, fmt.Errorf("plan %s: %s is wanted in the same place", p, other)
+	}
+	d.wanted[real] = p
+	d.plan.seen[real] = fi
+	return real, fi, nil
+}
+
+// blocked says why a directory of p cannot be had, "" when it can.
+func (d *differ) blocked(real string) string {
+	dir := filepath.Dir(real)
+	for {
+		fi, err := os.Lstat(dir)
+		switch {
+		case err == nil && fi.IsDir():
+			return ""
+		case err == nil:
+			return fmt.Sprintf("%s is %s where a directory is needed", d.shown(dir), typeName(fi.Mode()))
+		case !isAbsent(err):
+			return err.Error()
+		}
+		dir = filepath.Dir(dir)
+	}
+}
+
+// shown is a real path as it is on the node.
+func (d *differ) shown(real string) string { return shown(d.root, real) }
+
+func shown(root *host.Root, real string) string {
+	if root.Live() {
+		return real
+	}
+	return "/" + strings.TrimPrefix(strings.TrimPrefix(real, root.Dir()), "/")
+}
+
+func isAbsent(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR)
+}
+
+// lstat is os.Lstat with nil for nothing there.
+func lstat(real string) (fs.FileInfo, error) {
+	fi, err := os.Lstat(real)
+	if isAbsent(err) {
+		return nil, nil
+	}
+	return fi, err
+}
+
+func (d *differ) effect(e desired.Effect, unit string, c cause) {
+	if unit == "" {
+		unit = d.state.Daemon.Unit
+	}
+	if unit == "" {
+		unit = defaultUnit
+	}
+	u := d.units[unit]
+	if u == nil {
+		u = &unitCauses{}
+		d.units[unit] = u
+	}
+	switch e {
+	case desired.EffectUnit:
+		u.reload = append(u.reload, c)
+		u.restart = append(u.restart, c)
+	case desired.EffectRestart:
+		u.restart = append(u.restart, c)
+	}
+}
+
+func (d *differ) file(f *desired.File) error {
+	real, fi, err := d.look(f.Path)
+	if err != nil {
+		return err
+	}
+	it := Item{Kind: KindFile, Path: f.Path, Origin: f.Origin, Secret: f.Secret, NewMode: permissions(f.Mode), file: f, real: real}
+	if !f.Secret {
+		it.New = f.Content
+	}
+	if f.Secret && f.Mode.Perm()&0o077 != 0 {
+		return fmt.Errorf("plan %s: a secret file must not be readable by others, mode is %04o", f.Path, f.Mode.Perm())
+	}
+	own := d.receipt.Find(f.Path)
+	it.own = own
+	if why := d.blocked(real); why != "" {
+		it.Action, it.Reason = Refuse, why
+		d.add(it)
+		return nil
+	}
+	if fi == nil {
+		it.Action, it.Reason = Create, "new"
+		if own != nil {
+			it.Reason = "is missing"
+		}
+		d.add(it)
+		d.effect(f.Effect, f.Unit, cause{reason: path.Base(f.Path) + ": " + it.Reason})
+		return nil
+	}
+	foreign, why := "", ""
+	if own == nil || own.Kind != KindFile {
+		foreign = "exists and was not written by nodeprep"
+		if !fi.Mode().IsRegular() {
+			foreign = "is " + typeName(fi.Mode()) + " that nodeprep did not make"
+		}
+	} else {
+		drift, what, err := d.receipt.compare(real, fi, own, false)
+		if err != nil {
+			return fmt.Errorf("compare %s: %w", f.Path, err)
+		}
+		switch drift {
+		case edited:
+			foreign = "was changed since nodeprep wrote it: " + what
+		case modeChanged:
+			why = what
+		case asWritten:
+			if own.SHA256 == digest(d.receipt.Salt, own.Salted, f.Content) && permissions(f.Mode) == permissions(fi.Mode()) {
+				it.Action = Keep
+				d.add(it)
+				return nil
+			}
+		}
+	}
+	it.OldMode = permissions(fi.Mode())
+	if foreign != "" {
+		it.Adoptable = fi.Mode().IsRegular() || fi.Mode().Type() == fs.ModeSymlink
+		if !d.opt.Adopt || !it.Adoptable {
+			it.Action, it.Reason = Refuse, foreign
+			d.add(it)
+			return nil
+		}
+		it.Adopted = []string{f.Path}
+		why = foreign
+	}
+	it.Action = Update
+	keys := []string{"content"}
+	if fi.Mode().IsRegular() {
+		old, err := os.ReadFile(real)
+		if err != nil {
+			return fmt.Errorf("read %s: %w", f.Path, err)
+		}
+		keys = changedKeys(f.Format, old, f.Content)
+		if !f.Secret {
+			it.Old = old
+		}
+		if why == "" && len(keys) == 0 {
+			why = "only its form changes"
+			if string(old) == string(f.Content) {
+				why = fmt.Sprintf("has mode %04o, not %04o", octal(it.OldMode), octal(it.NewMode))
+			}
+		}
+	}
+	if !f.Secret {
+		it.Details = keys
+	}
+	it.Reason = why
+	if it.Reason == "" {
+		it.Reason = "content changes"
+	}
+	d.add(it)
+	if len(keys) > 0 {
+		what := strings.Join(keys, ", ")
+		if f.Secret {
+			what = "content"
+		}
+		d.effect(f.Effect, f.Unit, cause{reason: path.Base(f.Path) + ": " + what + " changed"})
+	}
+	return nil
+}
+
+func (d *differ) dir(want *desired.Dir) error {
+	// A link to a directory is as good as one: it is followed, never replaced.
+	real, err := d.root.Resolve(want.Path)
+	if err != nil {
+		return fmt.Errorf("resolve %s: %w", want.Path, err)
+	}
+	fi, err := lstat(real)
+	if err != nil {
+		return err
+	}
+	d.wanted[real] = want.Path
+	it := Item{Kind: KindDir, Path: want.Path, Origin: want.Origin, NewMode: permissions(want.Mode), dir: want, real: real, own: d.receipt.Find(want.Path)}
+	switch {
+	case fi == nil && d.blocked(real) != "":
+		it.Action, it.Reason = Refuse, d.blocked(real)
+	case fi == nil:
+		it.Action, it.Reason = Create, "new"
+	case fi.IsDir():
+		it.Action, it.OldMode = Keep, permissions(fi.Mode())
+	default:
+		it.Action, it.Reason = Refuse, "is "+typeName(fi.Mode())+" where a directory is needed"
+	}
+	d.add(it)
+	return nil
+}
+
+func (d *differ) link(want *desired.Link, unit string) error {
+	real, fi, err := d.look(want.Path)
+	if err != nil {
+		return err
+	}
+	own := d.receipt.Find(want.Path)
+	it := Item{Kind: KindLink, Path: want.Path, Origin: want.Origin, NewVersion: want.Target, symlink: want, real: real, own: own}
+	if unit != "" {
+		it.Kind = KindUnit // shown as "enable UNIT"; the link is how
+	}
+	why := d.blocked(real)
+	switch {
+	case why != "":
+		it.Action, it.Reason = Refuse, why
+	case fi == nil:
+		it.Action, it.Reason = Create, "new"
+		if own != nil {
+			it.Reason = "is missing"
+		}
+	case fi.Mode().Type() == fs.ModeSymlink:
+		if it.OldVersion, err = os.Readlink(real); err != nil {
+			return err
+		}
+		switch {
+		// systemd looks at the name of a link in a .wants directory, not at its target.
+		case it.OldVersion == want.Target && own != nil, unit != "":
+			it.Action = Keep
+		case own != nil && own.Kind == KindLink && own.Target == it.OldVersion:
+			it.Action, it.Reason = Update, "points to "+it.OldVersion
+		default:
+			it.Reason, it.Adoptable = "is a symbolic link to "+it.OldVersion+" that nodeprep did not make", true
+		}
+	default:
+		it.Reason, it.Adoptable = "is "+typeName(fi.Mode())+" that nodeprep did not make", fi.Mode().IsRegular()
+	}
+	if it.Action == "" {
+		it.Action = Refuse
+		if it.Adoptable && d.opt.Adopt {
+			it.Action, it.Adopted = Update, []string{want.Path}
+		}
+	}
+	if unit != "" && it.Action == Create {
+		it.Action, it.Reason = Enable, "shall start at boot"
+	}
+	if unit != "" && it.Action != Refuse {
+		it.Path, it.Details = unit, []string{want.Path}
+	}
+	d.add(it)
+	if unit != "" && it.Changes() {
+		d.unit(unit).reload = append(d.unit(unit).reload, cause{reason: unit + " is enabled"})
+	}
+	return nil
+}
+
+func (d *differ) unit(name string) *unitCauses {
+	d.effect(desired.EffectNone, name, cause{})
+	return d.units[name]
+}
+
+// sameRelease reports whether what was unpacked is what is wanted. A wanted digest
+// that nobody knows cannot differ.
+func sameRelease(a *desired.Artifact, was *Installed) bool {
+	return was != nil && was.Version == a.Version && was.Arch == a.Arch && was.Static == a.Static &&
+		(a.SHA256 == "" || a.SHA256 == was.SHA256 || a.SHA256 == was.Wanted)
+}
+
+func (d *differ) artifact(a *desired.Artifact) error {
+	was := d.receipt.installed(a.Component)
+	same := sameRelease(a, was)
+	it := Item{Kind: KindArtifact, Path: a.Component, Origin: a.Origin, NewVersion: a.Version, artifact: a, only: map[string]bool{}}
+	if was != nil {
+		it.OldVersion = was.Version
+	}
+	var restart, broken []string
+	var refused []Item
+	for i := range a.Members {
+		m := &a.Members[i]
+		real, fi, err := d.look(m.Path)
+		if err != nil {
+			return err
+		}
+		own := d.receipt.Find(m.Path)
+		refuse := func(why string, adoptable bool) {
+			if adoptable && d.opt.Adopt {
+				it.Adopted = append(it.Adopted, m.Path)
+				it.only[m.Path] = true
+				return
+			}
+			refused = append(refused, Item{Action: Refuse, Kind: KindFile, Path: m.Path, Reason: why, Origin: a.Origin, Adoptable: adoptable, real: real})
+		}
+		if why := d.blocked(real); why != "" {
+			refuse(why, false)
+			continue
+		}
+		fix := ""
+		switch {
+		case fi == nil && (own != nil || !m.Optional):
+			fix = "is missing"
+		case fi == nil:
+		case own == nil && same && m.Optional:
+			// The release lacks it: what is there is none of ours.
+		case own == nil || own.Kind != KindFile:
+			why := "exists and was not written by nodeprep"
+			if !fi.Mode().IsRegular() {
+				why = "is " + typeName(fi.Mode()) + " that nodeprep did not make"
+			}
+			refuse(why, fi.Mode().IsRegular() || fi.Mode().Type() == fs.ModeSymlink)
+			fix = "is taken over"
+		default:
+			drift, what, err := d.receipt.compare(real, fi, own, false)
+			if err != nil {
+				return fmt.Errorf("compare %s: %w", m.Path, err)
+			}
+			switch drift {
+			case edited:
+				refuse("was changed since nodeprep wrote it: "+what, fi.Mode().IsRegular() || fi.Mode().Type() == fs.ModeSymlink)
+				fix = "is taken over"
+			case modeChanged:
+				fix = what
+			}
+		}
+		if fix == "" {
+			continue
+		}
+		it.only[m.Path] = true
+		broken = append(broken, m.Path+" "+fix)
+		if m.Effect != desired.EffectNone && fix != "" {
+			restart = append(restart, m.Name+" "+fix)
+		}
+	}
+	d.plan.Items = append(d.plan.Items, refused...)
+	switch {
+	case same && len(it.only) == 0:
+		it.Action = Keep
+		d.add(it)
+		return nil
+	case same:
+		it.Action, it.Reason, it.Details = Update, broken[0], broken
+	case was == nil:
+		it.Action, it.Reason, it.only = Create, "new", nil
+	default:
+		it.Action, it.only = Update, nil
+		switch {
+		case was.Version != a.Version:
+			it.Reason = was.Version + " becomes " + a.Version
+		case was.Static != a.Static || was.Arch != a.Arch:
+			it.Reason = "the other variant is wanted"
+		default:
+			it.Reason = "another sha256 is wanted"
+		}
+	}
+	d.add(it)
+	for i := range a.Members {
+		if e := a.Members[i].Effect; !same && e != desired.EffectNone {
+			what := a.Component + " " + a.Version + " is new"
+			if was != nil {
+				what = a.Component + ": " + it.Reason
+			}
+			d.effect(e, "", cause{a.Component, what})
+			break
+		}
+	}
+	if same && len(restart) > 0 {
+		d.effect(desired.EffectRestart, "", cause{a.Component, restart[0]})
+	}
+	return nil
+}
+
+// removals plans what is ours and no longer wanted. Members of a release that is
+// replaced are looked at again when the new one is unpacked.
+func (d *differ) removals() error {
+	if d.receipt == nil {
+		return nil
+	}
+	needed := map[string]bool{}
+	for real := range d.wanted {
+		for _, p := range parents(real) {
+			needed[p] = true
+		}
+	}
+	gone := map[string]bool{}
+	for i := len(d.receipt.Owned) - 1; i >= 0; i-- { // children before parents
+		own := &d.receipt.Owned[i]
+		it, err := d.removal(own, needed, gone)
+		if err != nil {
+			return err
+		}
+		if it == nil {
+			continue
+		}
+		d.add(*it)
+		if it.Action == Remove {
+			gone[it.real] = true
+			if own.Effect != desired.EffectNone {
+				d.effect(own.Effect, own.Unit, cause{own.Component, path.Base(own.Path) + ": is removed"})
+			}
+		}
+	}
+	return nil
+}
+
+func (d *differ) removal(own *Owned, needed, gone map[string]bool) (*Item, error) {
+	real, fi, err := locate(d.root, own.Path)
+	if err != nil {
+		return nil, err
+	}
+	if own.Kind == KindDir && fi != nil && fi.Mode().Type() == fs.ModeSymlink {
+		return nil, nil
+	}
+	if _, wanted := d.wanted[real]; wanted || fi == nil {
+		return nil, nil
+	}
+	if a := d.wantedArtifact(own.Component); a != nil && sameRelease(a, d.receipt.installed(own.Component)) {
+		return nil, nil
+	}
+	it := &Item{Action: Remove, Kind: own.Kind, Path: own.Path, Reason: "is no longer wanted", Origin: own.Origin, own: own, real: real}
+	if own.Kind == KindDir {
+		state, err := d.root.Resolve(StateDir)
+		if err != nil {
+			return nil, err
+		}
+		if needed[real] || real == state || strings.HasPrefix(state, real+"/") || path.Base(real) == keptDir {
+			return nil, nil
+		}
+		entries, err := os.ReadDir(real)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range entries {
+			if !gone[filepath.Join(real, e.Name())] {
+				return nil, nil // somebody uses it
+			}
+		}
+		return it, nil
+	}
+	drift, what, err := d.receipt.compare(real, fi, own, false)
+	if err != nil {
+		return nil, fmt.Errorf("compare %s: %w", own.Path, err)
+	}
+	switch {
+	case drift != asWritten && drift != modeChanged:
+		it.Action, it.Reason = Leave, "is no longer wanted, and stays because it "+what
+		d.plan.Warnings.Warnf(diag.Origin{File: own.Path}, "remove it by hand if nobody needs it", "%s", it.Reason)
+		return it, nil
+	case own.Before != nil:
+		it.Reason = "is no longer wanted; what was there before comes back"
+	}
+	d.plan.seen[real] = fi
+	if own.Kind == KindFile && own.Component == "" && !own.Salted {
+		if it.Old, err = os.ReadFile(real); err != nil {
+			return nil, err
+		}
+	}
+	it.Secret = own.Salted
+	return it, nil
+}
+
+func (d *differ) wantedArtifact(component string) *desired.Artifact {
+	if i := slices.IndexFunc(d.state.Artifacts, func(a desired.Artifact) bool { return a.Component == component }); i >= 0 {
+		return &d.state.Artifacts[i]
+	}
+	return nil
+}
+
+// kernel plans modules and settings of the running kernel.
+func (d *differ) kernel() error {
+	builtin := d.builtinModules()
+	for _, m := range d.state.Modules {
+		it := Item{Kind: KindModule, Path: m, Action: Keep}
+		if !d.moduleLoaded(m, builtin) {
+			it.Action, it.Reason = Load, "is not loaded"
+		}
+		d.add(it)
+	}
+	for _, key := range sortedKeys(d.state.Sysctl) {
+		want := d.state.Sysctl[key]
+		it := Item{Kind: KindSysctl, Path: key, Action: Keep, NewVersion: want}
+		now, err := d.root.ReadFile(sysctlPath(key))
+		switch {
+		case isAbsent(err):
+			it.Action, it.Reason = Set, "is not there yet"
+		case err != nil:
+			return fmt.Errorf("read kernel setting %s: %w", key, err)
+		default:
+			it.OldVersion = strings.Join(strings.Fields(string(now)), " ")
+			if it.OldVersion != strings.Join(strings.Fields(want), " ") {
+				it.Action, it.Reason = Set, fmt.Sprintf("is %q, not %q", it.OldVersion, want)
+			}
+		}
+		d.add(it)
+	}
+	return nil
+}
+
+// services plans what becomes of units: a reload, a start, or a restart with its causes.
+func (d *differ) services(ctx context.Context) error {
+	if !d.plan.live || d.opt.Services == nil {
+		return nil
+	}
+	var reload []cause
+	for _, name := range sortedKeys(d.units) {
+		reload = append(reload, d.units[name].reload...)
+	}
+	if len(reload) > 0 {
+		d.add(Item{Action: Reload, Kind: KindUnit, Path: "systemd", Reason: reload[0].reason, Details: reasons(reload), causes: reload})
+	}
+	for i := range d.state.Units {
+		u := &d.state.Units[i]
+		if !u.Active {
+			continue
+		}
+		st, err := d.opt.Services.Properties(ctx, u.Name)
+		if err != nil {
+			return err
+		}
+		it := Item{Kind: KindUnit, Path: u.Name, Origin: u.Origin, Action: Keep, OldVersion: st.ActiveState}
+		var causes []cause
+		if c := d.units[u.Name]; c != nil {
+			causes = c.restart
+		}
+		switch {
+		case !running(st):
+			it.Action, it.Reason = Start, "is "+st.ActiveState
+		case len(causes) > 0:
+			it.Action, it.Reason, it.Details, it.causes = Restart, causes[0].reason, reasons(causes), causes
+		}
+		d.add(it)
+	}
+	return nil
+}
+
+func reasons(causes []cause) []string {
+	var out []string
+	for _, c := range causes {
+		if !slices.Contains(out, c.reason) {
+			out = append(out, c.reason)
+		}
+	}
+	return out
+}
+
+// images plans imports. An archive whose size and time are as at its import is not
+// read again.
+func (d *differ) images() error {
+	for i := range d.state.Images {
+		img := &d.state.Images[i]
+		it := Item{Kind: KindImage, Path: img.File, Origin: img.Origin, Action: Keep, image: img}
+		var was *Imported
+		if d.receipt != nil {
+			if j := slices.IndexFunc(d.receipt.Images, func(x Imported) bool { return x.File == img.File }); j >= 0 {
+				was = &d.receipt.Images[j]
+			}
+		}
+		fi, err := os.Stat(img.File)
+		switch {
+		case err != nil && was != nil && !was.Pending:
+			// It was imported; a stick that is gone since is no fault.
+		case err != nil:
+			return fmt.Errorf("image %s: %w (from %s)", img.File, err, img.Origin)
+		case was == nil:
+			it.Action, it.Reason = Import, "new"
+		case was.Pending && d.plan.live:
+			it.Action, it.Reason = Import, "waits since this root was made"
+		case was.Pin != img.Pin:
+			it.Action, it.Reason = Import, "its pin changes"
+		case was.Size != fi.Size() || was.MTime != fi.ModTime().UnixNano():
+			sum, err := digestFile(img.File, "", false)
+			if err != nil {
+				return fmt.Errorf("image %s: %w", img.File, err)
+			}
+			if sum != was.SHA256 {
+				it.Action, it.Reason = Import, "the archive changed"
+			}
+		}
+		d.add(it)
+	}
+	return nil
+}
+
+// Drifted is one owned path that is not as it was written.
+type Drifted struct {
+	Path   string      `json:"path"`
+	What   string      `json:"what"`
+	Origin diag.Origin `json:"origin,omitzero"`
+}
+
+// Drift compares a host with its receipt. With deep every file is read; else only
+// those whose size, time or inode are not as recorded.
+func Drift(ctx context.Context, root *host.Root, receipt *Receipt, deep bool) ([]Drifted, error) {
+	var out []Drifted
+	for i := range receipt.Owned {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		own := &receipt.Owned[i]
+		real, fi, err := locate(root, own.Path)
+		if err != nil {
+			return nil, err
+		}
+		d, what, err := receipt.compare(real, fi, own, deep)
+		if err != nil {
+			return nil, fmt.Errorf("compare %s: %w", own.Path, err)
+		}
+		if d != asWritten {
+			out = append(out, Drifted{Path: own.Path, What: what, Origin: own.Origin})
+		}
+	}
+	return out, nil
+}

@@ -1,0 +1,94 @@
+package install
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/nodeprep/nodeprep/internal/host"
+)
+
+// LockedError says that another nodeprep works on the same root.
+type LockedError struct {
+	Root string
+	// PID and Command are the holder's; 0 and "" where the kernel does not tell, as
+	// from another PID namespace.
+	PID     int
+	Command string
+}
+
+// Error names the holder and the remedy.
+func (e *LockedError) Error() string {
+	who := "another process"
+	if e.PID > 0 {
+		who = fmt.Sprintf("process %d", e.PID)
+		if e.Command != "" {
+			who += " (" + e.Command + ")"
+		}
+	}
+	return fmt.Sprintf("lock %s: %s is working on it; run nodeprep again when it has ended", e.Root, who)
+}
+
+// Lock takes the root for this process until unlock is called or the process ends:
+// an exclusive flock(2) on the root's own directory, for which nothing is written.
+// It does not wait; a root that is taken gives *LockedError.
+func Lock(root *host.Root) (unlock func(), err error) {
+	dir, err := os.Open(root.Dir())
+	if err != nil {
+		return nil, fmt.Errorf("lock root: %w", err)
+	}
+	err = unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		return func() { dir.Close() }, nil
+	}
+	defer dir.Close()
+	if !errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, fmt.Errorf("lock %s: %w", root.Dir(), err)
+	}
+	pid, command := holder(dir)
+	return nil, &LockedError{Root: root.Dir(), PID: pid, Command: command}
+}
+
+// holder finds who has an flock on f in /proc/locks (proc(5)), whose lines are
+// "N: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE START END". The device there is the
+// superblock's, which on btrfs is not what stat(2) says, so the inode decides alone
+// where no line has both.
+func holder(f *os.File) (pid int, command string) {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return 0, ""
+	}
+	locks, err := os.Open("/proc/locks")
+	if err != nil {
+		return 0, ""
+	}
+	defer locks.Close()
+	inode := fmt.Sprintf(":%d", st.Ino)
+	exact := fmt.Sprintf("%02x:%02x%s", unix.Major(uint64(st.Dev)), unix.Minor(uint64(st.Dev)), inode)
+	for lines := bufio.NewScanner(locks); lines.Scan(); {
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 6 || fields[1] != "FLOCK" || !strings.HasSuffix(fields[5], inode) {
+			continue
+		}
+		n, err := strconv.Atoi(fields[4])
+		if err != nil || n <= 0 {
+			continue
+		}
+		if pid == 0 || fields[5] == exact {
+			pid = n
+		}
+	}
+	if pid == 0 {
+		return 0, ""
+	}
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return pid, ""
+	}
+	return pid, strings.TrimSpace(strings.ReplaceAll(string(line), "\x00", " "))
+}

@@ -1,0 +1,175 @@
+package install
+
+import (
+	"fmt"
+	"io/fs"
+	"strings"
+
+	"github.com/nodeprep/nodeprep/internal/desired"
+	"github.com/nodeprep/nodeprep/internal/diag"
+	"github.com/nodeprep/nodeprep/internal/host"
+)
+
+// Action is what is done to an item of a plan.
+type Action string
+
+const (
+	Keep    Action = "keep"    // it is as wanted
+	Create  Action = "create"  // it is not there
+	Update  Action = "update"  // it is there and differs
+	Remove  Action = "remove"  // ours, as we wrote it, and no longer wanted
+	Leave   Action = "leave"   // ours and no longer wanted, but changed since: reported only
+	Refuse  Action = "refuse"  // not ours, or changed since; adopting may be allowed
+	Load    Action = "load"    // a kernel module
+	Set     Action = "set"     // a kernel setting
+	Reload  Action = "reload"  // systemd reads its units again
+	Enable  Action = "enable"  // a unit starts at boot
+	Start   Action = "start"   // a unit
+	Restart Action = "restart" // a unit
+	Import  Action = "import"  // an image
+)
+
+// Item is one line of a plan.
+type Item struct {
+	Action Action `json:"action"`
+	Kind   Kind   `json:"kind"`
+	// Path is a path on the node, or the name of a component, unit, module, kernel
+	// setting or image archive.
+	Path string `json:"path"`
+	// Reason says why, in a phrase; Details lists more, such as the keys of a file
+	// that change or what makes a unit restart.
+	Reason  string      `json:"reason,omitempty"`
+	Details []string    `json:"details,omitempty"`
+	Origin  diag.Origin `json:"origin,omitzero"`
+	// Old and New are a text file's contents, for a diff; never those of a file with
+	// Secret.
+	Old    []byte `json:"-"`
+	New    []byte `json:"-"`
+	Secret bool   `json:"secret,omitempty"`
+	// OldMode and NewMode differ where the permissions change.
+	OldMode fs.FileMode `json:"-"`
+	NewMode fs.FileMode `json:"-"`
+	// OldVersion and NewVersion are an artifact's; OldVersion is also a setting's or a
+	// link's present value, NewVersion the wanted one.
+	OldVersion string `json:"old,omitempty"`
+	NewVersion string `json:"new,omitempty"`
+	// Adopted lists paths that are taken over, with what stands there kept.
+	Adopted []string `json:"adopted,omitempty"`
+	// Adoptable tells of a refused item that adopting would allow it.
+	Adoptable bool `json:"adoptable,omitempty"`
+
+	file     *desired.File
+	dir      *desired.Dir
+	symlink  *desired.Link
+	artifact *desired.Artifact
+	image    *desired.Image
+	own      *Owned
+	real     string // where the path leads on this machine
+	// only limits an artifact to the members at these paths; nil means all.
+	only map[string]bool
+	// causes are why a unit restarts, each with the component it hangs on.
+	causes []cause
+}
+
+// cause is one reason for a restart or reload.
+type cause struct {
+	component string // the release that it depends on; "" for a file
+	reason    string
+}
+
+// Changes reports whether the item changes anything.
+func (i *Item) Changes() bool {
+	switch i.Action {
+	case Keep, Leave, Refuse:
+		return false
+	}
+	return true
+}
+
+// Plan is what Apply would do to a host, in the order in which it would.
+type Plan struct {
+	Items    []Item    `json:"items"`
+	Warnings diag.List `json:"warnings,omitempty"`
+
+	state   *desired.State
+	receipt *Receipt
+	live    bool
+	// seen is what lstat said of each path that may be replaced, so that a change
+	// between plan and commit is noticed.
+	seen map[string]fs.FileInfo
+}
+
+// Empty reports that there is nothing to do, and nothing refused.
+func (p *Plan) Empty() bool {
+	for i := range p.Items {
+		if p.Items[i].Changes() || p.Items[i].Action == Refuse {
+			return false
+		}
+	}
+	return true
+}
+
+// Refusal is a *NotOwnedError with everything that stands in the way, or nil.
+func (p *Plan) Refusal() error {
+	var e NotOwnedError
+	for i := range p.Items {
+		if it := &p.Items[i]; it.Action == Refuse {
+			e.Refused = append(e.Refused, Refused{Path: it.Path, Reason: it.Reason, Origin: it.Origin, Adoptable: it.Adoptable})
+		}
+	}
+	if len(e.Refused) == 0 {
+		return nil
+	}
+	return &e
+}
+
+// Refused is one path that nodeprep will not replace.
+type Refused struct {
+	Path      string
+	Reason    string
+	Origin    diag.Origin
+	Adoptable bool
+}
+
+// NotOwnedError lists the paths that are not ours to replace.
+type NotOwnedError struct{ Refused []Refused }
+
+// Error is one line a path, and what to do.
+func (e *NotOwnedError) Error() string {
+	var b strings.Builder
+	adoptable := false
+	for _, r := range e.Refused {
+		fmt.Fprintf(&b, "%s: %s", r.Path, r.Reason)
+		if o := r.Origin.String(); o != "" {
+			fmt.Fprintf(&b, " (wanted by %s)", o)
+		}
+		b.WriteByte('\n')
+		adoptable = adoptable || r.Adoptable
+	}
+	if adoptable {
+		b.WriteString("nothing was changed; --adopt takes such files over and keeps what they are now for rollback and uninstall")
+	} else {
+		b.WriteString("nothing was changed; move these out of the way")
+	}
+	return b.String()
+}
+
+// find returns the item of a kind and path, nil when the plan has none.
+func (p *Plan) find(kind Kind, path string) *Item {
+	for i := range p.Items {
+		if p.Items[i].Kind == kind && p.Items[i].Path == path {
+			return &p.Items[i]
+		}
+	}
+	return nil
+}
+
+// locate is where a path leads on this machine, and what is there: nil for nothing.
+func locate(root *host.Root, p string) (real string, fi fs.FileInfo, err error) {
+	real, err = root.Locate(p)
+	if err != nil {
+		return "", nil, fmt.Errorf("resolve %s: %w", p, err)
+	}
+	fi, err = lstat(real)
+	return real, fi, err
+}

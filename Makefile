@@ -38,4 +38,4 @@ demo: deps build ## boot a fresh machine, provision it and show plan, apply and 
 
 bench: build ## benchmarks, and apply against doing it by hand
 	$(GO) test -run '^$$' -bench . -benchmem ./...
-	test/bench/bench.sh
+	$(GO) run ./test/bench

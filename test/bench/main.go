@@ -1,0 +1,319 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/nodeprep/nodeprep/test/vm/supply"
+)
+
+// byHand is what the tutorials say, plus the verification most of them leave out:
+// no fsync, no receipt, no check.
+const byHand = `set -eu
+cd "$ARTIFACTS"
+sha256sum --quiet -c "$SUMS"
+mkdir -p "$ROOT/usr/local/bin" "$ROOT/usr/local/sbin" "$ROOT/opt/cni/bin" "$ROOT/etc/containerd" "$ROOT/etc/systemd/system" "$ROOT/etc/modules-load.d" "$ROOT/etc/sysctl.d"
+tar xzf "$CONTAINERD" -C "$ROOT/usr/local"
+tar xzf "$CNI" -C "$ROOT/opt/cni/bin"
+install -m 755 "$RUNC" "$ROOT/usr/local/sbin/runc"
+cp "$FILES/config.toml" "$ROOT/etc/containerd/config.toml"
+cp "$FILES/containerd.service" "$ROOT/etc/systemd/system/containerd.service"
+printf 'overlay\nbr_netfilter\n' > "$ROOT/etc/modules-load.d/containerd.conf"
+printf 'net.ipv4.ip_forward = 1\n' > "$ROOT/etc/sysctl.d/99-kubernetes.conf"
+`
+
+// sample is one run of a process.
+type sample struct {
+	wall time.Duration
+	rss  int64 // kilobytes, getrusage(2)
+}
+
+func timed(cmd *exec.Cmd) (sample, error) {
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	start := time.Now()
+	err := cmd.Run()
+	s := sample{wall: time.Since(start)}
+	if err != nil {
+		return s, fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, out.String())
+	}
+	if ru, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
+		s.rss = ru.Maxrss
+	}
+	return s, nil
+}
+
+type series []sample
+
+func (s series) wall(q float64) time.Duration {
+	w := make([]time.Duration, len(s))
+	for i := range s {
+		w[i] = s[i].wall
+	}
+	slices.Sort(w)
+	return w[int(q*float64(len(w)-1))]
+}
+
+func (s series) rss() int64 {
+	var m int64
+	for _, x := range s {
+		m = max(m, x.rss)
+	}
+	return m
+}
+
+func main() {
+	nodeprep := flag.String("nodeprep", "bin/nodeprep", "the program")
+	artifacts := flag.String("artifacts", "", "folder with one containerd, runc and CNI plugins release")
+	rounds := flag.Int("rounds", 7, "runs of each side")
+	dir := flag.String("dir", "", "where to work (default: a temporary folder)")
+	flag.Parse()
+	if err := run(*nodeprep, *artifacts, *dir, *rounds); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// run benches the releases in a folder, by default those that the machine tests use,
+// made of Debian's packages.
+func run(nodeprep, artifacts, dir string, rounds int) error {
+	if artifacts != "" {
+		return bench(nodeprep, artifacts, dir, rounds)
+	}
+	ctx := context.Background()
+	store, err := supply.Open(func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) })
+	if err != nil {
+		return err
+	}
+	if err := store.Deps(ctx); err != nil {
+		return err
+	}
+	wanted := []supply.Release{
+		{Component: "containerd", Version: "2.1.9", Arch: runtime.GOARCH},
+		{Component: "runc", Version: runcVersion, Arch: runtime.GOARCH},
+		{Component: "cni", Version: "1.9.1", Arch: runtime.GOARCH},
+	}
+	dirs, err := store.Releases(ctx, wanted)
+	if err != nil {
+		return err
+	}
+	together, err := os.MkdirTemp(dir, "nodeprep-bench-artifacts-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(together)
+	for _, r := range wanted {
+		// Not read whole: a child's peak memory starts with what its parent had.
+		if err := copyFile(filepath.Join(together, r.File()), filepath.Join(dirs[r.Name()], r.File())); err != nil {
+			return err
+		}
+	}
+	return bench(nodeprep, together, dir, rounds)
+}
+
+func copyFile(to, from string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(out, in); err != nil {
+		out.Close()
+		return err
+	}
+	return out.Close()
+}
+
+// runcVersion is the runc that is measured: its file name does not tell.
+const runcVersion = "1.3.6"
+
+func bench(nodeprep, artifacts, dir string, rounds int) error {
+	nodeprep, err := filepath.Abs(nodeprep)
+	if err != nil {
+		return err
+	}
+	set, err := findSet(artifacts)
+	if err != nil {
+		return err
+	}
+	work, err := os.MkdirTemp(dir, "nodeprep-bench-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(work)
+	profile := filepath.Join(work, "node.yaml")
+	if err := os.WriteFile(profile, []byte(set.profile()), 0o644); err != nil {
+		return err
+	}
+	sums := filepath.Join(work, "SUMS")
+	if err := os.WriteFile(sums, []byte(set.sums()), 0o644); err != nil {
+		return err
+	}
+	files := filepath.Join(work, "files")
+	if err := renderFiles(nodeprep, profile, files); err != nil {
+		return err
+	}
+
+	var hand, apply, again, validate, render series
+	for i := range rounds {
+		root := filepath.Join(work, fmt.Sprint("root", i))
+		hroot := filepath.Join(work, fmt.Sprint("hand", i))
+		for _, d := range []string{root, hroot} {
+			if err := os.Mkdir(d, 0o755); err != nil {
+				return err
+			}
+		}
+		applyArgs := []string{"apply", "-f", profile, "--root", root, "--artifacts", set.dir, "--offline"}
+		h := exec.Command("sh", "-c", byHand)
+		h.Env = append(os.Environ(), "ARTIFACTS="+set.dir, "SUMS="+sums, "ROOT="+hroot, "FILES="+files,
+			"CONTAINERD="+set.containerd, "CNI="+set.cni, "RUNC="+set.runc)
+		for _, step := range []struct {
+			into *series
+			cmd  *exec.Cmd
+		}{
+			{&hand, h},
+			{&apply, exec.Command(nodeprep, applyArgs...)},
+			{&again, exec.Command(nodeprep, applyArgs...)},
+			{&validate, exec.Command(nodeprep, "validate", profile)},
+			{&render, exec.Command(nodeprep, "render", "-f", profile)},
+		} {
+			// What the run before left unwritten must not be paid for by this one.
+			syscall.Sync()
+			s, err := timed(step.cmd)
+			if err != nil {
+				return err
+			}
+			*step.into = append(*step.into, s)
+		}
+		if err := os.RemoveAll(root); err != nil {
+			return err
+		}
+		if err := os.RemoveAll(hroot); err != nil {
+			return err
+		}
+	}
+	size, err := os.Stat(nodeprep)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("machine: %d cores, %s/%s; %d rounds; artifacts %s\n", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, rounds, set)
+	fmt.Printf("%-28s %10s %10s %10s %10s\n", "", "min", "median", "max", "peak MiB")
+	for _, row := range []struct {
+		name string
+		s    series
+	}{{"by hand, not durable", hand}, {"nodeprep apply, durable", apply}, {"nodeprep apply again", again}, {"nodeprep validate", validate}, {"nodeprep render", render}} {
+		fmt.Printf("%-28s %10s %10s %10s %10.1f\n", row.name, ms(row.s.wall(0)), ms(row.s.wall(0.5)), ms(row.s.wall(1)), float64(row.s.rss())/1024)
+	}
+	ratio := func(q float64) float64 { return apply.wall(q).Seconds() / hand.wall(q).Seconds() }
+	fmt.Printf("apply / by hand: %.2f (medians %s / %s), %.2f (minima); wanted at most 0.55\n", ratio(0.5), ms(apply.wall(0.5)), ms(hand.wall(0.5)), ratio(0))
+	fmt.Printf("peak memory of apply: %.1f MiB; wanted at most 48\n", float64(apply.rss())/1024)
+	fmt.Printf("second apply: %s; wanted at most 30 ms\n", ms(again.wall(0.5)))
+	fmt.Printf("validate: %s, render: %s; wanted at most 15 ms\n", ms(validate.wall(0.5)), ms(render.wall(0.5)))
+	fmt.Printf("binary: %.1f MB; wanted at most 25\n", float64(size.Size())/1e6)
+	return nil
+}
+
+func ms(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000) }
+
+// set is one release of each component in a folder.
+type set struct {
+	dir, containerd, cni, runc string
+	version                    map[string]string
+	digest                     map[string]string
+}
+
+func (s set) String() string {
+	return fmt.Sprintf("containerd %s, runc, CNI plugins %s", s.version["containerd"], s.version["cni"])
+}
+
+func findSet(dir string) (set, error) {
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return set{}, err
+	}
+	s := set{dir: abs, version: map[string]string{}, digest: map[string]string{}}
+	for _, f := range []struct {
+		component, before, after string
+		into                     *string
+	}{
+		{"containerd", "containerd-", "-linux-" + runtime.GOARCH + ".tar.gz", &s.containerd},
+		{"cni", "cni-plugins-linux-" + runtime.GOARCH + "-v", ".tgz", &s.cni},
+		{"runc", "runc.", runtime.GOARCH, &s.runc},
+	} {
+		found, err := filepath.Glob(filepath.Join(abs, f.before+"*"+f.after))
+		if err != nil {
+			return s, err
+		}
+		if f.component == "runc" {
+			found = []string{filepath.Join(abs, f.before+f.after)}
+		}
+		if len(found) != 1 {
+			return s, fmt.Errorf("artifacts %s: want one %s*%s, found %d", dir, f.before, f.after, len(found))
+		}
+		*f.into = filepath.Base(found[0])
+		s.version[f.component] = strings.TrimSuffix(strings.TrimPrefix(*f.into, f.before), f.after)
+		file, err := os.Open(found[0])
+		if err != nil {
+			return s, err
+		}
+		h := sha256.New()
+		_, err = io.Copy(h, file)
+		file.Close()
+		if err != nil {
+			return s, err
+		}
+		s.digest[f.component] = fmt.Sprintf("%x", h.Sum(nil))
+	}
+	return s, nil
+}
+
+func (s set) sums() string {
+	return fmt.Sprintf("%s  %s\n%s  %s\n%s  %s\n", s.digest["containerd"], s.containerd, s.digest["cni"], s.cni, s.digest["runc"], s.runc)
+}
+
+// profile names what the folder holds, with its digests: repackaged files are not
+// those of the catalogue. runc's file name has no version; the digest decides.
+func (s set) profile() string {
+	arch := runtime.GOARCH
+	return fmt.Sprintf(`apiVersion: nodeprep/v1alpha1
+kind: NodeProfile
+extends: kubernetes
+containerd: {version: %s, variant: dynamic, sha256: {%s: %s}}
+runc: {version: %s, sha256: {%s: %s}}
+cni: {version: %s, sha256: {%s: %s}}
+crictl: {version: none}
+`, s.version["containerd"], arch, s.digest["containerd"], runcVersion, arch, s.digest["runc"], s.version["cni"], arch, s.digest["cni"])
+}
+
+// renderFiles lets nodeprep write the two larger files that the hand side only copies.
+func renderFiles(nodeprep, profile, dir string) error {
+	out := dir + ".rendered"
+	if _, err := timed(exec.Command(nodeprep, "render", "-f", profile, "-d", out)); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	for _, f := range []string{"etc/containerd/config.toml", "etc/systemd/system/containerd.service"} {
+		if err := os.Rename(filepath.Join(out, f), filepath.Join(dir, filepath.Base(f))); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,68 @@
+// Command inguest is the machine tests' hand inside a machine: what they want to know or
+// do there that Debian's small guest has no program for. It prints JSON, or for tree a
+// list of lines that can be compared.
+//
+//	inguest tree [-times] [-skip PATH]... ROOT...  what is there, one a line
+//	inguest fill FOLDER                            waits for a new file there, then leaves no space
+//	inguest cri SOCKET status                      what the CRI plugin says of itself, with its config
+//	inguest cri SOCKET images                      image references
+//	inguest cri SOCKET run NAME IMAGE CMD...       a pod with one container
+//	inguest cri SOCKET ps                          running containers, with their processes
+//	inguest cri SOCKET rm NAME                     stops and removes a pod
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"time"
+)
+
+func main() {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	if err := run(ctx, os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "inguest:", err)
+		os.Exit(1)
+	}
+}
+
+var errUsage = errors.New("usage: inguest tree, fill or cri, with arguments: see its source")
+
+func run(ctx context.Context, args []string) error {
+	if len(args) < 2 {
+		return errUsage
+	}
+	switch args[0] {
+	case "tree":
+		flags := flag.NewFlagSet("tree", flag.ContinueOnError)
+		skip := make(map[string]bool)
+		flags.Func("skip", "leave `PATH` out", func(path string) error {
+			skip[path] = true
+			return nil
+		})
+		times := flags.Bool("times", false, "times in place of digests")
+		if err := flags.Parse(args[1:]); err != nil {
+			return err
+		}
+		return tree(os.Stdout, flags.Args(), skip, *times)
+	case "fill":
+		return fill(ctx, args[1])
+	case "cri":
+		if len(args) < 3 {
+			return errUsage
+		}
+		value, err := cri(ctx, args[1], args[2], args[3:])
+		if err != nil || value == nil {
+			return err
+		}
+		out := json.NewEncoder(os.Stdout)
+		out.SetIndent("", "  ")
+		return out.Encode(value)
+	default:
+		return errUsage
+	}
+}

@@ -1,0 +1,302 @@
+package qemu
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+// Config is a machine to be started.
+type Config struct {
+	Arch      string // amd64 or arm64
+	Accel     string // tcg or kvm
+	CPUs      int
+	MemoryMiB int
+	// Kernel and Initrd are booted directly, with the root file system on Disk.
+	Kernel, Initrd string
+	// Disk is a qcow2 file, which the machine writes to.
+	Disk string
+	// State is a file that Save wrote, of a machine with the same hardware and the same
+	// disk content; empty to boot.
+	State string
+	// Dir holds sockets (keep its path short: a socket's has at most 107 bytes) and the
+	// serial console's log, serial.log.
+	Dir string
+}
+
+// Machine is a running QEMU. Its methods are for one goroutine at a time.
+type Machine struct {
+	cfg    Config
+	cmd    *exec.Cmd
+	stderr bytes.Buffer
+	exited chan struct{} // closed when QEMU is gone
+	qmp    *qmp
+	agent  agent
+	disks  int
+	kill   sync.Once
+}
+
+// program and hardware are what differs between archs.
+func hardware(cfg Config) (program string, args []string, console string, err error) {
+	accel := cfg.Accel
+	if accel == "tcg" {
+		accel = "tcg,thread=multi,tb-size=256"
+	}
+	switch cfg.Arch {
+	case "amd64":
+		cpu := "max"
+		if cfg.Accel == "kvm" {
+			cpu = "host"
+		}
+		return "qemu-system-x86_64", []string{"-machine", "q35", "-accel", accel, "-cpu", cpu}, "ttyS0", nil
+	case "arm64":
+		cpu := "cortex-a72"
+		if cfg.Accel == "kvm" {
+			cpu = "host"
+		}
+		return "qemu-system-aarch64", []string{"-machine", "virt,gic-version=3", "-accel", accel, "-cpu", cpu}, "ttyAMA0", nil
+	default:
+		return "", nil, "", fmt.Errorf("start qemu: no machine known for arch %q", cfg.Arch)
+	}
+}
+
+// Args is QEMU's command line but for where its serial console goes: a saved state fits
+// no machine with another one.
+func Args(cfg Config) (program string, args []string, err error) {
+	program, args, console, err := hardware(cfg)
+	if err != nil {
+		return "", nil, err
+	}
+	in := func(name string) string { return filepath.Join(cfg.Dir, name) }
+	args = append(args,
+		"-smp", strconv.Itoa(cfg.CPUs), "-m", strconv.Itoa(cfg.MemoryMiB),
+		"-nodefaults", "-no-user-config", "-display", "none", "-nic", "none",
+		"-kernel", cfg.Kernel, "-initrd", cfg.Initrd,
+		"-append", "root=/dev/vda rw console="+console+" quiet systemd.show_status=false",
+		// The test throws the disk away: no flush need reach this machine's own.
+		"-blockdev", "driver=qcow2,node-name=root,discard=unmap,cache.no-flush=on,file.driver=file,file.cache.no-flush=on,file.filename="+escape(cfg.Disk),
+		"-device", "virtio-blk-pci,drive=root",
+		"-device", "virtio-scsi-pci,id=scsi",
+		"-device", "virtio-rng-pci",
+		"-device", "virtio-serial-pci",
+		"-chardev", "socket,id=agent,server=on,wait=off,path="+escape(in("agent")),
+		"-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0",
+		"-chardev", "socket,id=terminal,server=on,wait=off,path="+escape(in("terminal")),
+		"-device", "virtconsole,chardev=terminal",
+		"-qmp", "unix:"+escape(in("qmp"))+",server=on,wait=off",
+	)
+	return program, args, nil
+}
+
+// escape doubles commas, as QEMU's option syntax wants them in values.
+func escape(path string) string { return strings.ReplaceAll(path, ",", ",,") }
+
+// Start starts the machine and returns when its agent answers: a booted one has then
+// started most of its services, a resumed one goes on where it was saved.
+func Start(ctx context.Context, cfg Config) (*Machine, error) {
+	program, args, err := Args(cfg)
+	if err != nil {
+		return nil, err
+	}
+	args = append(args, "-chardev", "file,id=serial,append=on,path="+escape(filepath.Join(cfg.Dir, "serial.log")), "-serial", "chardev:serial")
+	if cfg.State != "" {
+		args = append(args, "-incoming", "defer")
+	}
+	m := &Machine{cfg: cfg, exited: make(chan struct{})}
+	m.cmd = exec.Command(program, args...)
+	m.cmd.Stdout, m.cmd.Stderr = &m.stderr, &m.stderr
+	dieWithParent(m.cmd)
+	if err := m.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start qemu: %w", err)
+	}
+	go func() {
+		// How it ended shows in what it said, and in who asked it to.
+		_ = m.cmd.Wait()
+		close(m.exited)
+	}()
+	if err := m.begin(ctx); err != nil {
+		m.Kill()
+		return nil, fmt.Errorf("start machine: %w", m.explain(err))
+	}
+	return m, nil
+}
+
+// Console boots the machine with its serial console on this process's terminal, and
+// returns when it has ended.
+func Console(ctx context.Context, cfg Config) error {
+	program, args, err := Args(cfg)
+	if err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, program, append(args, "-serial", "mon:stdio")...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	return cmd.Run()
+}
+
+// explain adds QEMU's own last words when it is gone.
+func (m *Machine) explain(err error) error {
+	select {
+	case <-m.exited:
+		return fmt.Errorf("%w (qemu ended: %s)", err, strings.TrimSpace(m.stderr.String()))
+	default:
+		return err
+	}
+}
+
+func (m *Machine) begin(ctx context.Context) error {
+	conn, err := m.dial(ctx, "qmp")
+	if err != nil {
+		return err
+	}
+	if m.qmp, err = newQMP(ctx, conn); err != nil {
+		return err
+	}
+	if m.cfg.State != "" {
+		if err := m.resume(ctx); err != nil {
+			return err
+		}
+	}
+	m.agent.dial = func(ctx context.Context) (net.Conn, error) { return m.dial(ctx, "agent") }
+	return m.agent.waitReady(ctx)
+}
+
+// resume loads the saved state and lets the machine run.
+func (m *Machine) resume(ctx context.Context) error {
+	if err := m.migrate(ctx, "migrate-incoming", "exec:exec cat "+quote(m.cfg.State)); err != nil {
+		return fmt.Errorf("load state: %w", err)
+	}
+	return m.qmp.do(ctx, "cont", nil, nil)
+}
+
+// Save stops the machine, writes its memory and devices to a file, and ends it. The disk
+// then holds what belongs to that state.
+func (m *Machine) Save(ctx context.Context, path string) error {
+	if err := m.qmp.do(ctx, "stop", nil, nil); err != nil {
+		return err
+	}
+	// Unbounded: the default of 128 MiB a second is for networks.
+	if err := m.qmp.do(ctx, "migrate-set-parameters", map[string]any{"max-bandwidth": 1 << 40}, nil); err != nil {
+		return err
+	}
+	if err := m.migrate(ctx, "migrate", "exec:exec cat > "+quote(path)); err != nil {
+		return fmt.Errorf("save state: %w", m.explain(err))
+	}
+	if err := m.qmp.do(ctx, "quit", nil, nil); err != nil {
+		return err
+	}
+	return m.wait(ctx)
+}
+
+// migrate starts a migration and awaits the event that ends it.
+func (m *Machine) migrate(ctx context.Context, command, uri string) error {
+	events := map[string]any{"capabilities": []any{map[string]any{"capability": "events", "state": true}}}
+	if err := m.qmp.do(ctx, "migrate-set-capabilities", events, nil); err != nil {
+		return err
+	}
+	ended := m.qmp.await("MIGRATION", func(data map[string]any) bool {
+		return data["status"] == "completed" || data["status"] == "failed" || data["status"] == "cancelled"
+	})
+	if err := m.qmp.do(ctx, command, map[string]any{"uri": uri}, nil); err != nil {
+		return err
+	}
+	select {
+	case data, ok := <-ended:
+		if !ok {
+			return errGone
+		}
+		if data["status"] != "completed" {
+			return fmt.Errorf("migration %v", data["status"])
+		}
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// quote is for /bin/sh.
+func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// AttachDisk gives the machine a raw disk image, read-only, which it finds under
+// /dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_SERIAL. The image may be shared.
+func (m *Machine) AttachDisk(ctx context.Context, image, serial string) error {
+	m.disks++
+	node := "disk" + strconv.Itoa(m.disks)
+	if err := m.qmp.do(ctx, "blockdev-add", map[string]any{
+		"driver": "raw", "node-name": node, "read-only": true,
+		"file": map[string]any{"driver": "file", "filename": image, "locking": "off"},
+	}, nil); err != nil {
+		return fmt.Errorf("attach %s: %w", image, err)
+	}
+	if err := m.qmp.do(ctx, "device_add", map[string]any{
+		"driver": "scsi-hd", "id": "dev-" + node, "bus": "scsi.0", "drive": node, "serial": serial,
+	}, nil); err != nil {
+		return fmt.Errorf("attach %s: %w", image, err)
+	}
+	return nil
+}
+
+// Terminal is the machine's /dev/hvc0.
+func (m *Machine) Terminal(ctx context.Context) (net.Conn, error) { return m.dial(ctx, "terminal") }
+
+// PowerOff asks the machine to shut down, and waits until it has.
+func (m *Machine) PowerOff(ctx context.Context) error {
+	if err := m.qmp.do(ctx, "system_powerdown", nil, nil); err != nil {
+		return err
+	}
+	return m.wait(ctx)
+}
+
+func (m *Machine) wait(ctx context.Context) error {
+	select {
+	case <-m.exited:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for qemu to end: %w", context.Cause(ctx))
+	}
+}
+
+// Kill ends QEMU at once, as if the plug were pulled, and waits until it is gone. What
+// the machine had written to its disk is in the disk's file all the same.
+func (m *Machine) Kill() {
+	m.kill.Do(func() {
+		if m.agent.conn != nil {
+			m.agent.conn.Close()
+		}
+		// By its handle: the process is reaped by Start's goroutine alone, so the
+		// number cannot be another's.
+		_ = m.cmd.Process.Kill()
+		<-m.exited
+		if m.qmp != nil {
+			m.qmp.conn.Close()
+		}
+	})
+}
+
+// dial connects to one of QEMU's sockets, which are there soon after it starts.
+func (m *Machine) dial(ctx context.Context, name string) (net.Conn, error) {
+	path := filepath.Join(m.cfg.Dir, name)
+	for {
+		conn, err := net.Dial("unix", path)
+		if err == nil {
+			return conn, nil
+		}
+		if errors.Is(err, os.ErrInvalid) {
+			return nil, err
+		}
+		select {
+		case <-m.exited:
+			return nil, fmt.Errorf("connect to %s: qemu ended", name)
+		case <-ctx.Done():
+			return nil, errors.Join(err, context.Cause(ctx))
+		case <-tick():
+		}
+	}
+}

@@ -1,0 +1,162 @@
+package supply
+
+import (
+	"bytes"
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+
+	"gopkg.in/yaml.v3"
+)
+
+//go:embed guests/*.yaml
+var guestFiles embed.FS
+
+// Guest says what a guest machine is: everything that makes one differ from another.
+type Guest struct {
+	Name      string   `yaml:"-"`
+	Suite     string   `yaml:"suite"` // Debian's codename
+	Arch      string   `yaml:"arch"`  // Go's and Debian's name, which agree where nodeprep runs
+	MemoryMiB int      `yaml:"memoryMiB"`
+	CPUs      int      `yaml:"cpus"`
+	DiskGiB   int      `yaml:"diskGiB"` // of the root file system, sparse
+	Packages  []string `yaml:"packages"`
+}
+
+// GuestNamed reads guests/NAME.yaml.
+func GuestNamed(name string) (Guest, error) {
+	g := Guest{Name: name}
+	data, err := guestFiles.ReadFile("guests/" + name + ".yaml")
+	if err != nil {
+		return g, fmt.Errorf("find guest %s: %w", name, err)
+	}
+	dec := yaml.NewDecoder(bytes.NewReader(data))
+	dec.KnownFields(true)
+	if err := dec.Decode(&g); err != nil {
+		return g, fmt.Errorf("read guest %s: %w", name, err)
+	}
+	return g, nil
+}
+
+// Base is a guest that was never booted: files in the store, never written again.
+type Base struct {
+	Dir                  string
+	Disk, Kernel, Initrd string
+}
+
+// guestRecipe changes when the same Guest gives another disk.
+const guestRecipe = 1
+
+// Base returns the guest's root disk, raw ext4, with its kernel and initrd beside it.
+func (s *Store) Base(ctx context.Context, g Guest) (Base, error) {
+	inputs := struct {
+		Guest
+		Recipe int
+	}{g, guestRecipe}
+	dir, err := s.Keyed(ctx, "guests", g.Name, inputs, func(ctx context.Context, dir string) error {
+		return s.makeGuest(ctx, g, dir)
+	})
+	return Base{
+		Dir:    dir,
+		Disk:   filepath.Join(dir, "disk.raw"),
+		Kernel: filepath.Join(dir, "kernel"),
+		Initrd: filepath.Join(dir, "initrd"),
+	}, err
+}
+
+func (s *Store) makeGuest(ctx context.Context, g Guest, dir string) (err error) {
+	if os.Geteuid() != 0 {
+		return errors.New("not root, which debootstrap needs")
+	}
+	if g.Arch != runtime.GOARCH {
+		return fmt.Errorf("the guest is %s and this machine %s: only native guests are built", g.Arch, runtime.GOARCH)
+	}
+	mirror, err := s.mirror(ctx)
+	if err != nil {
+		return err
+	}
+	root := filepath.Join(dir, "root")
+	defer func() { err = errors.Join(err, os.RemoveAll(root)) }()
+	if _, err := run(ctx, nil, "debootstrap", "--variant=minbase", "--keyring="+keyring,
+		"--include="+strings.Join(g.Packages, ","), g.Suite, root, mirror); err != nil {
+		if log, rerr := os.ReadFile(filepath.Join(root, "debootstrap", "debootstrap.log")); rerr == nil {
+			err = fmt.Errorf("%w\n%s", err, tail(string(log), 20))
+		}
+		return err
+	}
+	for from, to := range map[string]string{"vmlinuz-*": "kernel", "initrd.img-*": "initrd"} {
+		found, err := filepath.Glob(filepath.Join(root, "boot", from))
+		if err != nil {
+			return err
+		}
+		if len(found) != 1 {
+			return fmt.Errorf("find the guest's kernel: %d files are boot/%s", len(found), from)
+		}
+		if err := os.Rename(found[0], filepath.Join(dir, to)); err != nil {
+			return err
+		}
+	}
+	if err := settle(root, g); err != nil {
+		return err
+	}
+	_, err = run(ctx, nil, "mkfs.ext4", "-q", "-L", "root", "-d", root, filepath.Join(dir, "disk.raw"), fmt.Sprintf("%dG", g.DiskGiB))
+	return err
+}
+
+// settle makes the root boot by itself and then do nothing of its own accord.
+func settle(root string, g Guest) error {
+	for _, dir := range []string{"var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/man", "usr/share/locale"} {
+		if err := os.RemoveAll(filepath.Join(root, dir)); err != nil {
+			return err
+		}
+	}
+	for name, text := range map[string]string{
+		"etc/fstab":    "/dev/vda / ext4 defaults 0 1\n",
+		"etc/hostname": g.Name + "\n",
+		"etc/hosts":    "127.0.0.1 localhost " + g.Name + "\n",
+		// debootstrap leaves the building machine's.
+		"etc/resolv.conf": "",
+	} {
+		if err := os.WriteFile(filepath.Join(root, name), []byte(text), 0o644); err != nil {
+			return err
+		}
+	}
+	// A journal on the disk, so that it can be read from a failed machine's.
+	if err := os.MkdirAll(filepath.Join(root, "var/log/journal"), 0o755); err != nil {
+		return err
+	}
+	// root logs in on the console without a password: there is no way in but qemu's.
+	shadow := filepath.Join(root, "etc/shadow")
+	data, err := os.ReadFile(shadow)
+	if err != nil {
+		return err
+	}
+	lines := strings.Split(string(data), "\n")
+	i := slices.IndexFunc(lines, func(l string) bool { return strings.HasPrefix(l, "root:") })
+	if i < 0 {
+		return errors.New("read etc/shadow: no root")
+	}
+	fields := strings.Split(lines[i], ":")
+	fields[1] = ""
+	lines[i] = strings.Join(fields, ":")
+	if err := os.WriteFile(shadow, []byte(strings.Join(lines, "\n")), 0o640); err != nil {
+		return err
+	}
+	// What would run by the clock would run when a snapshot is resumed a week later.
+	units := filepath.Join(root, "etc/systemd/system")
+	for _, unit := range []string{
+		"apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer",
+		"fstrim.timer", "systemd-tmpfiles-clean.timer", "serial-getty@hvc0.service",
+	} {
+		if err := os.Symlink("/dev/null", filepath.Join(units, unit)); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -2,6 +2,8 @@ package checks
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -57,6 +59,30 @@ func TestPreflightVerdicts(t *testing.T) {
 			}
 			t.Fatalf("no check %s", c.id)
 		})
+	}
+}
+
+func TestForeignRuntimesAreNamed(t *testing.T) {
+	for _, c := range []struct {
+		file    string
+		verdict Verdict
+	}{
+		{"/usr/lib/systemd/system/containerd.service", Fail},
+		{"/usr/bin/dockerd", Warn},
+		{"/etc/systemd/system/containerd.service", Pass}, // ours, or refused by the plan
+	} {
+		tg := target(t, 0, false, host.Facts{}, "amd64")
+		p := filepath.Join(tg.Host.Root.Dir(), c.file)
+		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(p, nil, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		got := foreignRuntime(t.Context(), tg)
+		if got.Verdict != c.verdict || c.verdict != Pass && !strings.Contains(got.Observed, c.file) {
+			t.Errorf("%s: %+v, want %s", c.file, got, c.verdict)
+		}
 	}
 }
 

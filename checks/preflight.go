@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"strings"
 )
 
 // Privilege is the ID of the check for root, which apply asks before all others.
@@ -29,6 +30,12 @@ func Catalogue() []Check {
 			Why:    "Programs of another architecture end in \"exec format error\" only when the unit starts.",
 			Source: "execve(2), ENOEXEC",
 			Run:    arch,
+		},
+		{
+			ID: "host/foreign-runtime", Stage: Preflight, Severity: Required,
+			Why:    "A unit in /etc/systemd/system hides a package's of the same name: the daemon under Docker or a kubelet would be another one, without a word.",
+			Source: "systemd.unit(5), Unit File Load Path",
+			Run:    foreignRuntime,
 		},
 		{
 			ID: "host/libc", Stage: Preflight, Severity: Recommended,
@@ -83,6 +90,33 @@ func arch(_ context.Context, t Target) Result {
 		r.Verdict, r.Observed = Fail, runtime.GOARCH
 	}
 	return r
+}
+
+// foreignRuntime looks for a containerd that others installed, and for what brings one
+// of its own. They are named and never touched.
+func foreignRuntime(_ context.Context, t Target) Result {
+	exists := func(p string) bool { _, err := t.Host.Root.Stat(p); return err == nil }
+	for _, dir := range []string{"/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"} {
+		if unit := dir + "/containerd.service"; exists(unit) {
+			return Result{
+				Verdict: Fail, Observed: unit + " is installed, by a package or by hand", Wanted: "no other containerd.service, which nodeprep's would hide",
+				Place: unit, Remedy: "remove what it belongs to, or let nodeprep's unit hide it with --skip host/foreign-runtime",
+			}
+		}
+	}
+	var found []string
+	for _, p := range []string{
+		"/usr/bin/containerd", "/usr/bin/dockerd", "/usr/local/bin/k3s", "/usr/local/bin/rke2", "/usr/local/bin/k0s",
+		"/snap/bin/docker", "/snap/bin/microk8s",
+	} {
+		if exists(p) {
+			found = append(found, p)
+		}
+	}
+	if len(found) > 0 {
+		return Result{Verdict: Warn, Observed: "found " + strings.Join(found, ", "), Wanted: "one container runtime on a node", Place: found[0]}
+	}
+	return Result{Verdict: Pass, Observed: "none"}
 }
 
 func libc(_ context.Context, t Target) Result {

@@ -95,7 +95,9 @@ func (a *app) apply(ctx context.Context, adopt bool, skip []string) error {
 		Preflight: func(ctx context.Context) error {
 			result.Preflight = checks.Run(ctx, checks.Preflight, checks.Target{Host: p.host, Facts: p.facts, Spec: p.spec},
 				append(skip, p.spec.SkipChecks...))
-			a.preflightNotes(result.Preflight)
+			for _, line := range preflightNotes(result.Preflight) {
+				progress.say("%s", progress.paint.yellow(line))
+			}
 			if failed := result.Preflight.Failed(); len(failed) > 0 {
 				return &checks.FailedError{Report: failed}
 			}
@@ -106,7 +108,7 @@ func (a *app) apply(ctx context.Context, adopt bool, skip []string) error {
 		opt.Daemon = install.Containerd{}
 	}
 	done, err := install.Apply(ctx, p.host, plan, opt)
-	progress.close()
+	progress.finish()
 	if done != nil {
 		for _, it := range done.Changed {
 			result.Changed = append(result.Changed, planItem{Item: it, Diff: itemDiff(it)})
@@ -144,9 +146,9 @@ func (a *app) privileged(ctx context.Context) error {
 	return nil
 }
 
-// preflightNotes prints what preflight has to say and what does not stop the run.
-func (a *app) preflightNotes(report checks.Report) {
-	p := a.paint(a.stdio.err)
+// preflightNotes are what preflight has to say that does not stop the run.
+func preflightNotes(report checks.Report) []string {
+	var lines []string
 	for _, f := range report {
 		if f.Verdict != checks.Warn && f.Verdict != checks.Unknown {
 			continue
@@ -155,8 +157,9 @@ func (a *app) preflightNotes(report checks.Report) {
 		if f.Wanted != "" {
 			line += ", wanted: " + f.Wanted
 		}
-		fmt.Fprintln(a.stdio.err, p.yellow(line))
+		lines = append(lines, line)
 	}
+	return lines
 }
 
 func (a *app) printApplied(p *prepared, done *install.Result) {
@@ -195,11 +198,11 @@ func (a *app) store(p *prepared) (install.Artifacts, error) {
 	cache := filepath.Join(install.StateDir, "cache")
 	if !p.root.Live() {
 		// An image is not the place for what was fetched to make it.
-		user, err := os.UserCacheDir()
-		if err != nil {
-			return nil, fmt.Errorf("find a cache for downloads: %w", err)
+		// Without a home, as in a unit or a build, there is none, and only a download asks.
+		cache = ""
+		if user, err := os.UserCacheDir(); err == nil {
+			cache = filepath.Join(user, "nodeprep")
 		}
-		cache = filepath.Join(user, "nodeprep")
 	}
 	return install.Releases{
 		Store: &release.Store{Dirs: dirs, CacheDir: cache, Sources: p.state.Sources, Offline: a.offline},

@@ -32,8 +32,14 @@ func run(ctx context.Context, args []string, io stdio, env func(string) (string,
 		// buffers: a tight heap costs little time and keeps small boards comfortable.
 		debug.SetGCPercent(50)
 	}
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, unix.SIGTERM)
+	// A closed terminal (SIGHUP) cancels like Ctrl-C does. A reader that went away
+	// (SIGPIPE, which would end the program in the middle of a commit) becomes an
+	// error of the write: what is told to nobody must not stop what is done.
+	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
+	pipe := make(chan os.Signal, 1)
+	signal.Notify(pipe, unix.SIGPIPE)
+	defer signal.Stop(pipe)
 	a := &app{stdio: io, env: env}
 	cmd := a.command()
 	cmd.SetArgs(args)

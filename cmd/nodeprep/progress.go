@@ -20,6 +20,11 @@ type progress struct {
 	quiet bool
 	bars  bool
 
+	// lines are printed by a goroutine of its own: a terminal that is stopped (ctrl-s)
+	// or a pipe that nobody reads must not hold a host between commit and restart.
+	lines   chan string
+	printed chan struct{}
+
 	mu   sync.Mutex
 	pool *mpb.Progress
 	by   map[string]*mpb.Bar
@@ -28,10 +33,33 @@ type progress struct {
 }
 
 func (a *app) progress() *progress {
-	return &progress{
+	p := &progress{
 		out: a.stdio.err, paint: a.paint(a.stdio.err), quiet: a.structured, bars: isTerminal(a.stdio.err),
+		lines: make(chan string, 256), printed: make(chan struct{}),
 		by: map[string]*mpb.Bar{}, said: map[string]time.Time{},
 	}
+	go func() {
+		defer close(p.printed)
+		for line := range p.lines {
+			fmt.Fprintln(p.out, line)
+		}
+	}()
+	return p
+}
+
+// say prints a line soon; when the reader is far behind, it is left out.
+func (p *progress) say(format string, args ...any) {
+	select {
+	case p.lines <- fmt.Sprintf(format, args...):
+	default:
+	}
+}
+
+// finish ends the progress: everything said is printed, or its reader is gone.
+func (p *progress) finish() {
+	p.endBars()
+	close(p.lines)
+	<-p.printed
 }
 
 // PhaseStart begins a phase. Those that may take long announce themselves: a sign of
@@ -40,16 +68,16 @@ func (p *progress) PhaseStart(phase install.Phase) {
 	switch phase {
 	case install.PhaseStage, install.PhaseActivate, install.PhaseVerify, install.PhaseUndo:
 		if !p.quiet {
-			fmt.Fprintf(p.out, "%s...\n", phase)
+			p.say("%s...", phase)
 		}
 	}
 }
 
 // PhaseEnd ends a phase.
 func (p *progress) PhaseEnd(phase install.Phase, took time.Duration, err error) {
-	p.close()
+	p.endBars()
 	if err != nil && !p.quiet {
-		fmt.Fprintf(p.out, "%s %s after %s\n", phase, p.paint.red("failed"), took.Round(time.Millisecond))
+		p.say("%s %s after %s", phase, p.paint.red("failed"), took.Round(time.Millisecond))
 	}
 }
 
@@ -69,7 +97,7 @@ func (p *progress) Progress(name string, done, total int64) {
 			p.said[name] = now
 		} else if now.Sub(last) >= interval {
 			p.said[name] = now
-			fmt.Fprintf(p.out, "%s: %s\n", name, amount(done, total))
+			p.say("%s: %s", name, amount(done, total))
 		}
 		return
 	}
@@ -89,8 +117,8 @@ func (p *progress) Progress(name string, done, total int64) {
 	bar.SetCurrent(done)
 }
 
-// close ends the bars, so that what is printed next stands below them.
-func (p *progress) close() {
+// endBars ends the bars, so that what is printed next stands below them.
+func (p *progress) endBars() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.pool == nil {

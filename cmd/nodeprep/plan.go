@@ -322,7 +322,7 @@ func printItem(w io.Writer, c painter, it install.Item) {
 // summary is the plan in one line.
 func summary(plan *install.Plan) string {
 	var created, changed, removed, refused int
-	var restarts []string
+	var starts, restarts []string
 	for _, it := range plan.Items {
 		switch it.Action {
 		case install.Create:
@@ -333,6 +333,8 @@ func summary(plan *install.Plan) string {
 			removed++
 		case install.Refuse:
 			refused++
+		case install.Start:
+			starts = append(starts, it.Path)
 		case install.Restart:
 			restarts = append(restarts, it.Path)
 		}
@@ -343,6 +345,8 @@ func summary(plan *install.Plan) string {
 		s += fmt.Sprintf("; %d refused, so apply would stop", refused)
 	case len(restarts) > 0:
 		s += "; restarts " + strings.Join(restarts, ", ")
+	case len(starts) > 0:
+		s += "; starts " + strings.Join(starts, ", ")
 	default:
 		s += "; restarts nothing"
 	}

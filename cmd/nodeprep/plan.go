@@ -273,7 +273,7 @@ func artifactLines(p *prepared, it install.Item) []string {
 		if art.SHA256 != "" {
 			line += ", sha256 " + art.SHA256 + " (" + art.SHA256From + ")"
 		} else {
-			line += ", sha256 from a checksum file beside it"
+			line += fmt.Sprintf(", sha256 not known: %s.sha256.%s in the profile, or a checksum file beside it in an --artifacts folder, must tell it", art.Component, art.Arch)
 		}
 		var required []string
 		for _, m := range art.Members {

@@ -67,6 +67,9 @@ func fieldsOf(t reflect.Type) []field {
 	return out
 }
 
+// what completes "want ..." for a field, "" where any text goes.
+func (f field) what() string { return formatOf(f.format).what }
+
 // shapes remembers the fields of structs: reading tags is most of what decoding costs.
 type shapes map[reflect.Type][]field
 
@@ -175,7 +178,7 @@ func (d *decoder) value(n *node, at string, f field, v reflect.Value) {
 	switch v.Kind() {
 	case reflect.Struct:
 		if !n.isMap() {
-			d.fault(n, at, "", "found %s, want a map", describe(n))
+			d.fault(n, at, "", "found %s, want a map", d.describe(n, at))
 			return
 		}
 		d.object(n, at, v)
@@ -201,10 +204,41 @@ func (d *decoder) value(n *node, at string, f field, v reflect.Value) {
 			v.SetBool(strings.EqualFold(n.y.Value, "true"))
 			return
 		}
-		d.fault(n, at, "write true or false, without quotes", "found %s, want a boolean", describe(n))
+		d.fault(n, at, "write true or false, without quotes", "found %s, want a boolean", d.describe(n, at))
 	default:
 		panic("profiles: cannot decode into a " + v.Type().String())
 	}
+}
+
+// describe says what a value is; of one that may be a secret only its kind.
+func (d *decoder) describe(n *node, at string) string {
+	if !sensitive(at) || n.isMap() || n.isList() {
+		return describe(n)
+	}
+	switch n.y.ShortTag() {
+	case "!!null":
+		return "nothing"
+	case "!!bool":
+		return "a boolean"
+	case "!!int", "!!float":
+		return "a number"
+	case "!!timestamp":
+		return "a date"
+	}
+	return "a text"
+}
+
+// sensitive says whether the value of a field may be a secret, or be meant as one.
+func sensitive(at string) bool {
+	return secretValue(at) || soundsSecret(at) ||
+		strings.HasSuffix(at, ".auth") || strings.Contains(at, ".auth.") || strings.Contains(at, ".header") || at == "systemd.proxy"
+}
+
+// secretValue says whether a field is a secret or a reference to one, in which no
+// other keys are than file, env and credential.
+func secretValue(at string) bool {
+	return strings.HasPrefix(at, "registries.") && (strings.HasSuffix(at, ".auth.username") || strings.HasSuffix(at, ".auth.password") ||
+		strings.HasSuffix(at, ".auth.identityToken") || strings.Contains(at, ".header.")) || at == "systemd.proxy.http" || at == "systemd.proxy.https"
 }
 
 // object decodes a map with known keys.
@@ -246,6 +280,15 @@ func (d *decoder) unknown(p pair, at string, fields []field) {
 	hint := ""
 	if d.guesses++; d.guesses <= maxGuesses {
 		hint = meant(p.key, keys)
+	}
+	if sensitive(at) && nearest(p.key, keys) == "" {
+		// It may be the secret itself, which is not repeated.
+		hint = "known here: " + strings.Join(keys, ", ")
+		if secretValue(at) {
+			hint = "write {file: PATH}, {env: NAME} or {credential: NAME}"
+		}
+		d.list.Errorf(p.value.layer.at(p.at, at), hint, "unknown key in this map")
+		return
 	}
 	d.list.Errorf(p.value.layer.at(p.at, join(at, p.key)), hint, "unknown key %s", quote(p.key))
 }
@@ -296,7 +339,7 @@ func placesOf(key string) []string {
 // mapping decodes a map whose keys the user chooses.
 func (d *decoder) mapping(n *node, at string, f field, v reflect.Value) {
 	if !n.isMap() {
-		d.fault(n, at, "", "found %s, want a map", describe(n))
+		d.fault(n, at, "", "found %s, want a map", d.describe(n, at))
 		return
 	}
 	elem := f
@@ -304,7 +347,10 @@ func (d *decoder) mapping(n *node, at string, f field, v reflect.Value) {
 	out := reflect.MakeMapWithSize(v.Type(), len(n.pairs))
 	for _, p := range n.pairs {
 		entry := join(at, p.key)
-		if problem, hint := d.keyFault(f.keys, p.key); problem != "" {
+		if problem, hint := d.keyFault(f.keys, p.key); problem != "" && sensitive(at) {
+			d.list.Errorf(p.value.layer.at(p.at, at), "", "a key is not %s", formatOf(f.keys).what)
+			continue
+		} else if problem != "" {
 			d.list.Errorf(p.value.layer.at(p.at, entry), hint, "%s", problem)
 		}
 		if p.value.isNull() {
@@ -345,9 +391,12 @@ func (d *decoder) slice(n *node, at string, f field, v reflect.Value) {
 	if !n.isList() {
 		hint := ""
 		if !n.isMap() && v.Type().Elem().Kind() == reflect.String {
-			hint = "write [" + n.y.Value + "]"
+			hint = "write it in brackets: [...]"
+			if !sensitive(at) {
+				hint = "write [" + redact(n.y.Value) + "]"
+			}
 		}
-		d.fault(n, at, hint, "found %s, want a list", describe(n))
+		d.fault(n, at, hint, "found %s, want a list", d.describe(n, at))
 		return
 	}
 	out := reflect.MakeSlice(v.Type(), 0, len(n.items))
@@ -366,7 +415,11 @@ func (d *decoder) slice(n *node, at string, f field, v reflect.Value) {
 
 // text decodes a string by the field's rules.
 func (d *decoder) text(n *node, at string, f field) (string, bool) {
-	s, ok := d.scalarText(n, at, f.acceptInt, false)
+	if f.format == "duration" && n.y.ShortTag() == "!!int" && decimal.MatchString(n.y.Value) {
+		d.fault(n, at, "write "+n.y.Value+"s for seconds", "duration %s has no unit", n.y.Value)
+		return "", false
+	}
+	s, ok := d.scalarText(n, at, f.acceptInt, sensitive(at))
 	if !ok {
 		return "", false
 	}
@@ -388,6 +441,9 @@ func (d *decoder) text(n *node, at string, f field) (string, bool) {
 		return "", false
 	}
 	if problem, hint := d.examine(f.format, s); problem != "" {
+		if sensitive(at) && f.what() != "" {
+			problem, hint = "this is not "+f.what(), ""
+		}
 		d.fault(n, at, hint, "%s", problem)
 		return "", false
 	}
@@ -405,7 +461,7 @@ var (
 // something else of. A secret is not shown.
 func (d *decoder) scalarText(n *node, at string, acceptInt, secret bool) (string, bool) {
 	if n.isMap() || n.isList() {
-		d.fault(n, at, "", "found %s, want text", describe(n))
+		d.fault(n, at, "", "found %s, want text", d.describe(n, at))
 		return "", false
 	}
 	s, tag := n.y.Value, n.y.ShortTag()
@@ -462,7 +518,7 @@ func (d *decoder) number(n *node, at string, f field, v reflect.Value) {
 		if !n.isMap() && !n.isList() && n.y.ShortTag() == "!!str" && decimal.MatchString(n.y.Value) {
 			hint = "write it without quotes"
 		}
-		d.fault(n, at, hint, "found %s, want a whole number", describe(n))
+		d.fault(n, at, hint, "found %s, want a whole number", d.describe(n, at))
 		return
 	}
 	i, ok := d.integer(n, at)
@@ -561,7 +617,7 @@ func (s *ClientCerts) decode(d *decoder, n *node, at string, f field) {
 		*s = make(ClientCerts, 1)
 		d.object(n, at, reflect.ValueOf(&(*s)[0]).Elem())
 	default:
-		d.fault(n, at, "write {cert: FILE, key: FILE}", "found %s, want a map", describe(n))
+		d.fault(n, at, "write {cert: FILE, key: FILE}", "found %s, want a map", d.describe(n, at))
 	}
 }
 
@@ -644,7 +700,7 @@ func (s *NetworkSection) decode(d *decoder, n *node, at string, _ field) {
 	case n.y.Value == "none" && n.y.ShortTag() == "!!str":
 		s.None = true
 	default:
-		d.fault(n, at, "", "found %s, want none or a network: {name, subnet}", describe(n))
+		d.fault(n, at, "", "found %s, want none or a network: {name, subnet}", d.describe(n, at))
 	}
 }
 
@@ -654,7 +710,7 @@ type Settings map[string]any
 
 func (s *Settings) decode(d *decoder, n *node, at string, _ field) {
 	if !n.isMap() {
-		d.fault(n, at, "", "found %s, want a map", describe(n))
+		d.fault(n, at, "", "found %s, want a map", d.describe(n, at))
 		return
 	}
 	*s, _ = d.free(n, at).(map[string]any)
@@ -696,6 +752,20 @@ func (d *decoder) free(n *node, at string) any {
 }
 
 func (d *decoder) freeScalar(n *node, at string) any {
+	if sensitive(at) {
+		// What would be said of the value shows it.
+		var faults diag.List
+		quiet := decoder{list: &faults}
+		v := quiet.freeValue(n, at)
+		if faults.HasErrors() {
+			d.fault(n, at, "quote it", "YAML does not read this value as text")
+		}
+		return v
+	}
+	return d.freeValue(n, at)
+}
+
+func (d *decoder) freeValue(n *node, at string) any {
 	s := n.y.Value
 	switch n.y.ShortTag() {
 	case "!!bool":

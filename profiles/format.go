@@ -79,7 +79,9 @@ func formatOf(name string) format {
 	case "module":
 		return format{"a module's name, such as br_netfilter", `^[A-Za-z0-9_-]+$`, nil}
 	case "sysctl":
-		return format{"a kernel parameter such as net.ipv4.ip_forward", `^-?[A-Za-z0-9_][A-Za-z0-9_*@:/.-]*$`, nil}
+		return format{"a kernel parameter such as net.ipv4.ip_forward", `^[A-Za-z0-9_][A-Za-z0-9_@:-]*([./][A-Za-z0-9_@:-]+)*$`, checkSysctl}
+	case "sysctlValue":
+		return format{"a value", "", checkSysctlValue}
 	case "env":
 		return format{"a variable's name, such as HTTP_PROXY", `^[A-Za-z_][A-Za-z0-9_]*$`, nil}
 	case "header":
@@ -90,6 +92,27 @@ func formatOf(name string) format {
 		return format{"a check's ID, such as host/swap", `^[a-z0-9*][a-z0-9*/._-]*$`, nil}
 	}
 	panic("profiles: a struct tag names the unknown format " + name)
+}
+
+// checkSysctl names what sysctl.d(5) would take for something else.
+func checkSysctl(s string) (problem, hint string) {
+	switch {
+	case strings.HasPrefix(s, "-"):
+		return fmt.Sprintf("the key %s begins with -, by which sysctl.d ignores failures", quote(s)), "leave the - out"
+	case strings.ContainsAny(s, "*?["):
+		return fmt.Sprintf("the key %s is a pattern, and what it sets cannot be checked", quote(s)), "write every key that is meant"
+	}
+	return "", ""
+}
+
+func checkSysctlValue(s string) (problem, hint string) {
+	switch {
+	case strings.TrimSpace(s) == "":
+		return "the value is blank", "give it a value, or leave the key out"
+	case strings.TrimSpace(s) != s:
+		return fmt.Sprintf("the value %s has spaces around it", quote(s)), "write " + strconv.Quote(strings.TrimSpace(s))
+	}
+	return "", ""
 }
 
 const versionPattern = `^v?(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)(-[0-9A-Za-z.-]+)?$`
@@ -148,7 +171,10 @@ func checkRegistry(s string) (problem, hint string) {
 		return fmt.Sprintf("%s is a URL, want a registry's host as image references have it", quote(redact(s))), "write " + u.Host
 	}
 	if host, _, ok := strings.Cut(s, "/"); ok && host != "" {
-		return fmt.Sprintf("%s has a path, want a registry's host alone", quote(s)), "write " + host
+		if strings.Trim(host, ".") != "" {
+			hint = "write " + host
+		}
+		return fmt.Sprintf("%s has a path, want a registry's host alone", quote(s)), hint
 	}
 	if s == "_default" {
 		return fmt.Sprintf("%s is containerd's folder for every registry", quote(s)), `write "*"`
@@ -207,7 +233,8 @@ func redact(s string) string {
 		scheme += "://"
 	}
 	end := len(rest)
-	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
+	// A password that holds a slash ends before the last "@" all the same.
+	if i := strings.IndexAny(rest, "/?#"); i >= 0 && !found {
 		end = i
 	}
 	if i := strings.LastIndex(rest[:end], "@"); i >= 0 {

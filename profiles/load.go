@@ -75,12 +75,12 @@ func (l Loader) chain(name string, list *diag.List) []*layer {
 	var layers []*layer
 	var ids, names []string          // what has been read, to see a cycle
 	asked := diag.Origin{File: name} // who asks for the next layer
-	file, display := name, name
+	file, display, written := name, name, name
 	if !isBuiltIn(name) && name != "-" && l.Dir != "" && !path.IsAbs(name) {
 		file = path.Join(l.Dir, name)
 	}
 	for {
-		next, id, ok := l.read(file, display, asked, list)
+		next, id, ok := l.read(file, display, written, asked, list)
 		if i := slices.Index(ids, id); i >= 0 {
 			list.Errorf(asked, "", "profiles extend each other in a circle: %s", strings.Join(append(names[i:], display), " -> "))
 			return layers
@@ -115,12 +115,12 @@ func (l Loader) chain(name string, list *diag.List) []*layer {
 				display = path.Join(path.Dir(names[len(names)-1]), target)
 			}
 		}
-		asked = at
+		asked, written = at, target
 	}
 }
 
-// read gets and parses one profile. Its id is the same for the same file.
-func (l Loader) read(file, display string, asked diag.Origin, list *diag.List) (next *layer, id string, ok bool) {
+// read gets and parses one profile, which is written so where it is asked for. Its id is the same for the same file.
+func (l Loader) read(file, display, written string, asked diag.Origin, list *diag.List) (next *layer, id string, ok bool) {
 	if data, ok := builtIn(file); ok {
 		next = &layer{name: "builtin:" + file}
 		next.parse(data, list)
@@ -131,12 +131,12 @@ func (l Loader) read(file, display string, asked diag.Origin, list *diag.List) (
 		id = path.Clean(file)
 	}
 	if l.Read == nil {
-		list.Errorf(asked, hintNames(file), "cannot read profile %s: only the built-ins can be read here", quote(display))
+		list.Errorf(asked, hintNames(written), "cannot read profile %s: only the built-ins can be read here", quote(display))
 		return nil, id, false
 	}
 	data, err := l.Read(file)
 	if err != nil {
-		list.Errorf(asked, hintNames(file), "cannot read the profile: %v", err)
+		list.Errorf(asked, hintNames(written), "cannot read the profile: %v", err)
 		return nil, id, false
 	}
 	next = &layer{name: display, dir: l.Dir}
@@ -153,9 +153,9 @@ func hintNames(name string) string {
 		return ""
 	}
 	if s := nearest(name, BuiltIns()); s != "" {
-		return "did you mean the built-in " + s + "?"
+		return "did you mean " + s + "? The built-ins are " + choices(BuiltIns())
 	}
-	return "the built-ins are " + strings.Join(BuiltIns(), ", ")
+	return "the built-ins are " + choices(BuiltIns())
 }
 
 // extends is what a layer says it extends, "" when that is nothing or no text; the

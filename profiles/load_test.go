@@ -55,11 +55,11 @@ func TestFaults(t *testing.T) {
 		{"not UTF-8", "a: b\nc: d\xe9\n", []string{`p.yaml:2:5: byte 0xe9 is not UTF-8 text (save the file as UTF-8)`}},
 		{"too big", strings.Repeat("#", maxSize+1), []string{`p.yaml:1:1: the profile has 1048577 bytes, more than the 1048576 that are read`}},
 		{"tab", "containerd:\n\tversion: 2.3.4\n", []string{`p.yaml:2:1: not YAML: found character that cannot start any token (YAML indents with spaces, not with tabs)`}},
-		{"syntax", "containerd:\n  root: [a\nrunc: {}\n", []string{`p.yaml:2: not YAML: did not find expected ',' or ']'`}},
+		{"syntax", "containerd:\n  root: [a\nrunc: {}\n", []string{`p.yaml:2:1: not YAML: did not find expected ',' or ']'`}},
 		{"two documents", "runc: {}\n---\ncni: {}\n", []string{`p.yaml:2:1: a second YAML document begins here; a profile is a single one (keep one, and let it extend the other as a file)`}},
-		{"second document is broken", "runc: {}\n---\n{", []string{`p.yaml:3: not YAML: did not find expected node content`}},
+		{"second document is broken", "runc: {}\n---\n{", []string{`p.yaml:3:1: not YAML: did not find expected node content`}},
 		{"no such anchor", "host:\n  modules: *m\n", []string{`p.yaml:2:12: not YAML: unknown anchor 'm' referenced (a value that begins with * must be quoted, unless it repeats a value marked &m)`}},
-		{"star unquoted", "registries:\n  *: {}\n", []string{`p.yaml:2: not YAML: did not find expected alphabetic or numeric character`}},
+		{"star unquoted", "registries:\n  *: {}\n", []string{`p.yaml:2:1: not YAML: did not find expected alphabetic or numeric character`}},
 		{"anchor in itself", "host: &h\n  modules: *h\n", []string{`p.yaml:1:7: host.modules: the value of anchor "h" holds an alias of itself`}},
 		{"custom tag", "host:\n  modules: !shell [overlay]\n", []string{`p.yaml:2:12: host.modules: the tag !shell is not known here (leave the tag out)`}},
 		{"wrong identity", "apiVersion: nodeprep/v1\nkind: Node\n", []string{
@@ -171,14 +171,14 @@ func TestFaults(t *testing.T) {
 			`p.yaml:2:3: registries.docker.io: this key has no value, and there is no inherited one that null could remove (write {} for one with defaults alone, or remove the key)`}},
 		{"capabilities", "registries: {a: {capabilities: [pul]}}\n", []string{`p.yaml:1:33: registries.a.capabilities[0]: unknown value "pul", want pull, resolve, push or referrers (did you mean pull?)`}},
 		{"durations", "registries:\n  a: {dialTimeout: 5}\n  b: {dialTimeout: \"5\"}\n  c: {dialTimeout: 0s}\n  d: {dialTimeout: soon}\n", []string{
-			`p.yaml:2:20: registries.a.dialTimeout: YAML reads 5 as the number 5, not as text (quote it: "5")`,
+			`p.yaml:2:20: registries.a.dialTimeout: duration 5 has no unit (write 5s for seconds)`,
 			`p.yaml:3:20: registries.b.dialTimeout: duration "5" has no unit (write 5s for seconds)`,
 			`p.yaml:4:20: registries.c.dialTimeout: duration "0s" is not positive`,
 			`p.yaml:5:20: registries.d.dialTimeout: "soon" is not a duration such as 5s or 1m30s`,
 		}},
 		{"headers", "registries:\n  a:\n    header:\n      X-Count: 5\n      X Y: z\n      X-List: [a, {env: B}, true]\n", []string{
 			`p.yaml:4:16: registries.a.header.X-Count: YAML does not read this value as text (quote it)`,
-			`p.yaml:5:7: registries.a.header.X Y: "X Y" is not an HTTP header's name`,
+			`p.yaml:5:7: registries.a.header: a key is not an HTTP header's name`,
 			`p.yaml:6:29: registries.a.header.X-List[2]: YAML does not read this value as text (quote it)`,
 		}},
 		{"secrets", `registries:
@@ -192,9 +192,9 @@ func TestFaults(t *testing.T) {
 			`p.yaml:2:37: registries.a.auth.password: found 2 references to a secret, want one (write {file: PATH}, {env: NAME} or {credential: NAME})`,
 			`p.yaml:3:37: registries.b.auth.password: found 0 references to a secret, want one (write {file: PATH}, {env: NAME} or {credential: NAME})`,
 			`p.yaml:4:37: registries.c.auth.password: YAML does not read this value as text (quote it)`,
-			`p.yaml:5:38: registries.d.auth.password.vault: unknown key "vault" (known here: credential, env, file)`,
+			`p.yaml:5:38: registries.d.auth.password: unknown key in this map (write {file: PATH}, {env: NAME} or {credential: NAME})`,
 			`p.yaml:6:37: registries.e.auth.password: found a list, want text or a reference: {file: PATH}, {env: NAME} or {credential: NAME}`,
-			`p.yaml:7:43: registries.f.auth.password.env: "A-B" is not a variable's name, such as HTTP_PROXY`,
+			`p.yaml:7:43: registries.f.auth.password.env: this is not a variable's name, such as HTTP_PROXY`,
 		}},
 		{"client certificates", "registries:\n  a: {client: c.pem}\n  b: {client: {key: k.pem}}\n", []string{
 			`p.yaml:2:15: registries.a.client: found the text "c.pem", want a map (write {cert: FILE, key: FILE})`,
@@ -499,7 +499,7 @@ func TestFaultsOfLayers(t *testing.T) {
 			`p.yaml:2:10: extends: cannot read the profile: open base.yaml: file does not exist`,
 		}},
 		{"a misspelt built-in", files{"p.yaml": "extends: kubernets\n"}, []string{
-			`p.yaml:1:10: extends: cannot read the profile: open kubernets: file does not exist (did you mean the built-in kubernetes?)`,
+			`p.yaml:1:10: extends: cannot read the profile: open kubernets: file does not exist (did you mean kubernetes? The built-ins are default, kubernetes or minimal)`,
 		}},
 		{"extends a bundle", files{"p.yaml": "extends: bundle\n"}, []string{
 			`p.yaml:1:10: extends: a bundle's profile can only be extended where a bundle is given, and this command takes none (extend a built-in or a file)`,
@@ -609,6 +609,22 @@ func TestMessagesHideSecrets(t *testing.T) {
 		"systemd: {proxy: {http: \"http://u:hunter2@\"}}",
 		"systemd: {proxy: {http: \"http://u:hunter2@p :3128\"}}",
 		"sources: [{url: \"https://u:hunter2@m/{file}\"}]",
+		"registries: {a.io: {auth: \"user:hunter2\"}}",
+		"registries: {a.io: {auth: {\"user:hunter2\": x}}}",
+		"registries: {a.io: {auth: {username: u, password: {hunter2: x}}}}",
+		"registries: {a.io: {auth: {username: u, password: {hunter2: x, hunter2: x}}}}",
+		"registries: {a.io: {auth: {username: u, password: {env: hunter2-x}}}}",
+		"registries: {a.io: {auth: {identityToken: {file: {hunter2: x}}}}}",
+		"registries: {a.io: {header: \"Authorization: hunter2\"}}",
+		"registries: {a.io: {header: {\"Authorization: hunter2\": x}}}",
+		"registries: {a.io: {header: {Authorization: {hunter2: x}}}}",
+		"registries: {a.io: {mirrors: \"https://u:hunter2@m\"}}",
+		"registries: {a.io: {mirrors: [\"https://u:hunter2@m\"]}}",
+		"systemd: {proxy: \"http://u:hunter2@p:3128\"}",
+		"systemd: {proxy: {http: \"http://u:hunter2/x@p:3128\"}}",
+		"systemd: {proxy: {noProxy: \"http://u:hunter2@p:3128\"}}",
+		"containerd: {settings: {plugins: {io.containerd.cri.v1.images: {registry: {configs: {a: {auth: hunter2}}}}}}}",
+		"containerd: {settings: {plugins: hunter2, oom_score: hunter2}}",
 		"sources: [{url: \"https://u:hunter2@m/x\"}]",
 		"sources: [{url: \"https://u:hunter2@m/{file\"}]",
 	} {
@@ -620,6 +636,61 @@ func TestMessagesHideSecrets(t *testing.T) {
 			if strings.Contains(line, secret) {
 				t.Errorf("a secret is shown: %s", line)
 			}
+		}
+	}
+}
+
+// A key must not reach a terminal as it stands.
+func TestFindingsAreOneLine(t *testing.T) {
+	for _, text := range []string{
+		`"evil\e[31mRED\nx": 1`,
+		`host: {sysctl: {"evil\e[31mRED\nx": "1"}}`,
+		`containerd: {settings: {"evil\e[31mRED\nx": 1}}`,
+		`registries: {"evil\e[31mRED\nx": {auth: 5}}`,
+	} {
+		list := findings(text)
+		if len(list) == 0 {
+			t.Errorf("%s: no finding", text)
+		}
+		for _, d := range list {
+			if strings.ContainsAny(d.String()+d.Path+d.Message+d.Hint, "\x1b\n") || !strings.Contains(d.String(), `\x1b[31mRED\nx`) {
+				t.Errorf("%s: %q", text, d.String())
+			}
+		}
+	}
+}
+
+func TestSysctlKeys(t *testing.T) {
+	for key, ok := range map[string]bool{
+		"net.ipv4.ip_forward": true, "net/ipv4/ip_forward": true, "net/ipv4/conf/eth0.100/forwarding": true, "net.ipv4.conf.eth0/100.forwarding": true,
+		"fs.inotify.max_user_watches": true,
+		"":                            false, "a..b": false, "a/../b": false, "../a": false, "a/./b": false, "a//b": false, "/a": false, "a.": false,
+		"-net.ipv4.ip_forward": false, "net.ipv4.conf.*.rp_filter": false, "net.ipv4.conf.eth?.x": false, "net.[a].x": false, "a b": false,
+	} {
+		list := findings("host: {sysctl: {\"" + key + "\": \"1\"}}")
+		if list.HasErrors() == ok {
+			t.Errorf("%q: %q", key, lines(list))
+		}
+	}
+	for _, value := range []string{" ", "\\t", " 1", "1 "} {
+		if list := findings("host: {sysctl: {a.b: \"" + value + "\"}}"); len(list.Errors()) != 1 {
+			t.Errorf("value %q: %q", value, lines(list))
+		}
+	}
+}
+
+// A misspelt built-in is guessed by what was written, wherever the folder is.
+func TestMisspeltBuiltIn(t *testing.T) {
+	read := func(name string) ([]byte, error) {
+		if name == "/work/p.yaml" {
+			return []byte("extends: kubernets\n"), nil
+		}
+		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+	}
+	for _, name := range []string{"kubernetess", "p.yaml"} {
+		_, list := Loader{Dir: "/work", Read: read}.Load(name)
+		if len(list) != 1 || !strings.Contains(list[0].Hint, "did you mean kubernetes?") || !strings.Contains(list[0].Hint, "default, kubernetes or minimal") {
+			t.Errorf("%s: %q", name, lines(list))
 		}
 	}
 }

@@ -152,7 +152,7 @@ func (l *layer) syntax(data []byte, err error, list *diag.List) {
 		}
 		hint = "a value that begins with * must be quoted, unless it repeats a value marked &" + name
 	}
-	at.File = l.name
+	at.File, at.Column = l.name, max(at.Column, 1) // 1 where yaml does not say
 	list.Errorf(at, hint, "not YAML: %s", message)
 }
 
@@ -268,7 +268,10 @@ func (b *builder) buildMap(n *node, path string, depth int) {
 			b.list.Errorf(b.layer.at(n.y.Content[i], path), "", "a key is empty")
 			continue
 		}
-		if first := seen[key.Value]; first != nil {
+		if first := seen[key.Value]; first != nil && secretValue(path) {
+			b.list.Errorf(b.layer.at(n.y.Content[i], path), "remove one of them", "a key is there twice; it is first given in line %d", first.Line)
+			continue
+		} else if first != nil {
 			b.list.Errorf(b.layer.at(n.y.Content[i], join(path, key.Value)), "remove one of them",
 				"duplicate key %q; it is first given in line %d", key.Value, first.Line)
 			b.build(value, join(path, key.Value), depth+1) // for its own faults
@@ -321,7 +324,7 @@ func describe(n *node) string {
 	case n.isList():
 		return "a list"
 	}
-	text := quote(n.y.Value)
+	text := quote(redact(n.y.Value))
 	switch n.y.ShortTag() {
 	case "!!null":
 		return "nothing"

@@ -187,7 +187,7 @@ type ProxySection struct {
 // HostSection is what the kernel is told.
 type HostSection struct {
 	Modules []string          `yaml:"modules" format:"module" default:"[overlay]" doc:"Kernel modules loaded now and at every boot."`
-	Sysctl  map[string]string `yaml:"sysctl" keys:"sysctl" format:"line" accept:"int" doc:"Kernel parameters, set now and at every boot. Quote the values: YAML turns some into others."`
+	Sysctl  map[string]string `yaml:"sysctl" keys:"sysctl" format:"sysctlValue" accept:"int" doc:"Kernel parameters, set now and at every boot. Quote the values: YAML turns some into others."`
 }
 
 // ImageSection is an archive to import.

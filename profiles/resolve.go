@@ -1,7 +1,6 @@
 package profiles
 
 import (
-	"fmt"
 	"net/netip"
 	"net/url"
 	"path"
@@ -48,7 +47,8 @@ func Resolve(p *Profile, facts Facts) (*Spec, diag.List) {
 }
 
 // AbsentCheck warns of every component for which upstream publishes nothing for an
-// architecture, so that the release file has to come from elsewhere.
+// architecture, so that the release file of a known digest has to come from elsewhere.
+// Without a digest there is nothing to be had, which is a fault of the release.
 func AbsentCheck(s *Spec, arch string) diag.List {
 	var list diag.List
 	for _, c := range []struct {
@@ -62,6 +62,9 @@ func AbsentCheck(s *Spec, arch string) diag.List {
 		{releases.Crictl, s.Crictl, false},
 	} {
 		if !c.component.Installed() || releases.URL(c.name, c.static, c.component.Version, arch) != "" {
+			continue
+		}
+		if _, known := releases.SHA256(c.name, c.static, c.component.Version, arch); !known && c.component.SHA256 == "" {
 			continue
 		}
 		what := c.name
@@ -218,10 +221,7 @@ func (r *resolver) variant() (static bool) {
 	noStatic := len(releases.Arches(releases.Containerd, true, v)) == 0
 	switch c.Variant {
 	case "static":
-		if noStatic && !r.unknown {
-			r.warn("containerd.variant", "take containerd 1.7 or newer, or build it", "upstream publishes no static build of containerd %s", v)
-		}
-		return true
+		return true // that there is none is said of the release
 	case "dynamic":
 		if (tooOld || r.facts.LibC == "musl") && !r.unknown {
 			r.warn("containerd.variant", "set containerd.variant to static", "containerd %s as upstream builds it needs glibc %s, and the host has %s", v, glibc(needs), host)
@@ -550,7 +550,6 @@ func (r *resolver) rest() {
 // sysctlPath is the file of a kernel parameter as sysctl.d(5) finds it: with a dot as
 // the first separator, dots and slashes trade places.
 func sysctlPath(key string) string {
-	key = strings.TrimPrefix(key, "-")
 	if i := strings.IndexAny(key, "./"); i >= 0 && key[i] == '.' {
 		return strings.Map(func(c rune) rune {
 			switch c {
@@ -608,11 +607,19 @@ func (r *resolver) registry(host string, g RegistrySection) {
 	case out.Server != nil:
 		r.fault(at+".upstream", "remove them, or allow the upstream", "upstream is denied, and the entry says how to speak to it: %s", strings.Join(serverKeys(g), ", "))
 	}
+	if out.Deny && len(out.Mirrors) > 0 && !slices.ContainsFunc(out.Mirrors, resolves) && !r.faultyUnder(at+".mirrors") {
+		r.warn(at+".upstream", "give a mirror the capability resolve", "upstream is denied and no mirror resolves tags, so images can be pulled by digest alone")
+	}
 	if host == "docker.io" && (g.Server == "https://docker.io" || g.Server == "https://index.docker.io") {
 		r.warn(at+".server", "write https://registry-1.docker.io, or leave it out", "%s does not serve images", g.Server)
 	}
 	out.Auth = r.auth(host, at+".auth", g.Auth)
 	r.spec.Registries = append(r.spec.Registries, out)
+}
+
+// resolves says whether a host is asked what a tag stands for.
+func resolves(e Endpoint) bool {
+	return len(e.Capabilities) == 0 || slices.Contains(e.Capabilities, "resolve")
 }
 
 func serverGiven(e EndpointSection) bool {
@@ -677,19 +684,12 @@ func (r *resolver) endpointURL(at, u string, e Endpoint) {
 		}
 		return
 	}
-	key := at + ".url"
-	if !strings.HasSuffix(at, "]") {
-		key = at + ".server"
-	}
 	parsed, err := url.Parse(u)
 	if err != nil {
 		return
 	}
 	if e.OverridePath && path.Clean("/"+parsed.Path) == "/" {
 		r.fault(at+".overridePath", "remove it, or write "+u+"/v2", "overridePath on a URL without a path: containerd would leave the API's /v2 out")
-	}
-	if parsed.Scheme == "http" && (len(e.CA) > 0 || len(e.Client) > 0 || e.SkipVerify != nil) {
-		r.warn(key, "write https, or remove ca, client and skipVerify", "TLS settings make containerd try https on this http URL first")
 	}
 }
 
@@ -738,112 +738,4 @@ func (r *resolver) auth(host, at string, g AuthSection) *Auth {
 		}
 	}
 	return &a
-}
-
-// settings checks the free part of containerd's configuration against the release.
-func (r *resolver) settings() {
-	const at = "containerd.settings"
-	settings := r.spec.Containerd.Settings
-	r.list = append(r.list, r.settingsKeys(settings, nil, at)...)
-	for _, d := range r.dedicated(releases.ConfigSchema(r.spec.Containerd.Version)) {
-		v, place, found := lookup(settings, d.path, at)
-		_, table := v.(map[string]any)
-		switch {
-		case !found:
-		case place != join(at, strings.Join(d.path, ".")):
-			r.fault(place, "", "found %v, want a map: containerd has a table there", v)
-		case table || fmt.Sprint(v) != fmt.Sprint(d.value):
-			r.warn(place, "set "+d.field+" instead", "this contradicts %s, which is %v, and wins", d.field, d.value)
-		}
-	}
-}
-
-// settingsKeys finds every key that the release does not have. A table without a
-// place is reported by its keys where each of them has gone somewhere else.
-func (r *resolver) settingsKeys(m map[string]any, above []string, at string) diag.List {
-	var out diag.List
-	for _, key := range sortedKeys(m) {
-		here, place := append(slices.Clone(above), key), join(at, key)
-		var within diag.List
-		if sub, ok := m[key].(map[string]any); ok {
-			within = r.settingsKeys(sub, here, place)
-		}
-		hint, fault := releases.SettingsFault(r.spec.Containerd.Version, here)
-		general := slices.ContainsFunc(within, func(d diag.Diagnostic) bool { return d.Hint == hint })
-		if !fault || len(within) > 0 && !general {
-			out = append(out, within...)
-			continue
-		}
-		out.Errorf(r.at(place), hint, "containerd %s cannot have this key", r.spec.Containerd.Version)
-	}
-	return out
-}
-
-// dedicatedKey is a key of config.toml that a field of the profile writes.
-type dedicatedKey struct {
-	path  []string
-	field string
-	value any
-}
-
-func (r *resolver) dedicated(schema int) []dedicatedKey {
-	c := r.spec.Containerd
-	const cri = "io.containerd.grpc.v1.cri"
-	images, runtime := []string{"plugins", "io.containerd.cri.v1.images"}, []string{"plugins", "io.containerd.cri.v1.runtime"}
-	sandbox, snapshotter := []string{"pinned_images", "sandbox"}, []string{"snapshotter"}
-	if schema == 2 {
-		images, runtime = []string{"plugins", cri}, []string{"plugins", cri}
-		sandbox, snapshotter = []string{"sandbox_image"}, []string{"containerd", "snapshotter"}
-	}
-	under := func(base []string, more ...string) []string { return append(slices.Clone(base), more...) }
-	out := []dedicatedKey{
-		{[]string{"root"}, "containerd.root", c.Root},
-		{[]string{"state"}, "containerd.state", c.State},
-		{[]string{"oom_score"}, "containerd.oomScore", c.OOMScore},
-		{under(images, sandbox...), "containerd.sandboxImage", c.SandboxImage},
-		{under(images, snapshotter...), "containerd.snapshotter", c.Snapshotter},
-		{under(runtime, "containerd", "default_runtime_name"), "containerd.defaultRuntime", c.DefaultRuntime},
-	}
-	if schema == 4 {
-		out = append(out,
-			dedicatedKey{[]string{"plugins", "io.containerd.server.v1.grpc", "address"}, "containerd.address", c.Address},
-			dedicatedKey{[]string{"plugins", "io.containerd.server.v1.ttrpc", "address"}, "containerd.address", c.Address + ".ttrpc"})
-	} else {
-		out = append(out, dedicatedKey{[]string{"grpc", "address"}, "containerd.address", c.Address})
-	}
-	for _, rt := range c.Runtimes {
-		base, field := under(runtime, "containerd", "runtimes", rt.Name), "containerd.runtimes."+rt.Name
-		out = append(out, dedicatedKey{under(base, "runtime_type"), field + ".type", rt.Type})
-		if rt.Type != runcType {
-			continue
-		}
-		if rt.Options["SystemdCgroup"] == nil {
-			out = append(out, dedicatedKey{under(base, "options", "SystemdCgroup"), "containerd.cgroupDriver", c.SystemdCgroup})
-		}
-		if rt.Options["BinaryName"] == nil {
-			out = append(out, dedicatedKey{under(base, "options", "BinaryName"), field + ".path", rt.Path})
-		}
-	}
-	for _, p := range c.ProxyPlugins {
-		base, field := []string{"proxy_plugins", p.Name}, "containerd.proxyPlugins."+p.Name
-		out = append(out, dedicatedKey{under(base, "type"), field + ".type", p.Type}, dedicatedKey{under(base, "address"), field + ".address", p.Address})
-	}
-	return out
-}
-
-// lookup follows keys through maps. It ends early, with the value and its place,
-// where one that is no map is in the way.
-func lookup(m map[string]any, keys []string, at string) (v any, place string, found bool) {
-	for i, key := range keys {
-		if v, found = m[key]; !found {
-			return nil, "", false
-		}
-		at = join(at, key)
-		sub, ok := v.(map[string]any)
-		if i == len(keys)-1 || !ok {
-			return v, at, true
-		}
-		m = sub
-	}
-	return nil, "", false
 }

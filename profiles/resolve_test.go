@@ -131,7 +131,7 @@ func TestVariant(t *testing.T) {
 		{"dynamic on musl", "containerd: {variant: dynamic}", facts("musl", ""), false, "needs glibc 2.35, and the host has musl (set containerd.variant to static)"},
 		{"dynamic on old glibc", "containerd: {variant: dynamic}", facts("glibc", "2.31.0"), false, "needs glibc 2.35, and the host has glibc 2.31"},
 		{"static", "containerd: {variant: static}", facts("glibc", "2.36.0"), true, ""},
-		{"static of a release without", "containerd: {variant: static, version: 1.6.39}", facts("glibc", "2.36.0"), true, "upstream publishes no static build of containerd 1.6.39"},
+		{"static of a release without", "containerd: {variant: static, version: 1.6.39}", facts("glibc", "2.36.0"), true, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s, notes := resolve(t, test.profile, test.facts)
@@ -264,7 +264,6 @@ func TestResolveFindings(t *testing.T) {
 			"p.yaml:1:60: warning: registries.docker.io.server: https://docker.io does not serve images (write https://registry-1.docker.io, or leave it out)"}},
 		{"paths of mirrors", "registries:\n  a:\n    mirrors:\n    - {url: \"https://m/v2/p\"}\n    - {url: \"https://n\", overridePath: true}\n    - {url: \"https://o/v2/p\", overridePath: true}\n    - {url: \"http://q\", skipVerify: true}\n  b: {overridePath: true}\n", []string{
 			"p.yaml:5:40: registries.a.mirrors[1].overridePath: overridePath on a URL without a path: containerd would leave the API's /v2 out (remove it, or write https://n/v2)",
-			"p.yaml:7:13: warning: registries.a.mirrors[3].url: TLS settings make containerd try https on this http URL first (write https, or remove ca, client and skipVerify)",
 			"p.yaml:8:21: registries.b.overridePath: overridePath without a server has no path to override with (give the registry's URL with its path as server)"}},
 		{"credentials", "registries:\n  a: {auth: {username: u, password: p}}\n  b: {auth: {identityToken: t}}\n  c: {header: {Authorization: Basic x, X-Token: {env: T}}}\n", []string{
 			"p.yaml:2:37: warning: registries.a.auth.password: the password stands in the profile for all to read (give it as {file: PATH}, {env: NAME} or {credential: NAME})",
@@ -300,23 +299,68 @@ func TestResolveFindings(t *testing.T) {
 
 		// Settings against the release.
 		{"settings of schema 2 on 2.x", "containerd:\n  settings:\n    plugins:\n      io.containerd.grpc.v1.cri:\n        sandbox_image: a/b:1\n        enable_cdi: true\n", []string{
-			`p.yaml:5:24: containerd.settings.plugins.io.containerd.grpc.v1.cri.sandbox_image: containerd 2.3.4 cannot have this key (use plugins."io.containerd.cri.v1.images".pinned_images.sandbox)`,
+			`p.yaml:5:24: containerd.settings.plugins.io.containerd.grpc.v1.cri.sandbox_image: containerd 2.3.4 cannot have this key (set containerd.sandboxImage)`,
 			`p.yaml:6:21: containerd.settings.plugins.io.containerd.grpc.v1.cri.enable_cdi: containerd 2.3.4 cannot have this key (use plugins."io.containerd.cri.v1.runtime".enable_cdi)`}},
 		{"settings of schema 3 on 1.7", "containerd:\n  version: 1.7.34\n  settings: {plugins: {io.containerd.cri.v1.images: {a: 1, b: 2}}}\n", []string{
 			`p.yaml:3:24: containerd.settings.plugins.io.containerd.cri.v1.images: containerd 1.7.34 cannot have this key (containerd 1.x has one CRI section: use plugins."io.containerd.grpc.v1.cri")`}},
 		{"top-level servers on 2.3", "containerd: {settings: {metrics: {address: \"127.0.0.1:1\"}, grpc: {address: /x, tcp_address: z}, debug: {level: info}}}", []string{
 			`p.yaml:1:44: containerd.settings.metrics.address: containerd 2.3.4 cannot have this key (use plugins."io.containerd.server.v1.metrics".address)`,
-			`p.yaml:1:76: containerd.settings.grpc.address: containerd 2.3.4 cannot have this key (use plugins."io.containerd.server.v1.grpc".address)`,
+			`p.yaml:1:76: containerd.settings.grpc.address: containerd 2.3.4 cannot have this key (set containerd.address)`,
 			`p.yaml:1:93: containerd.settings.grpc.tcp_address: containerd 2.3.4 cannot have this key (use plugins."io.containerd.server.v1.grpc-tcp".address)`}},
 		{"a version", "containerd: {settings: {version: 2}}", []string{
 			"p.yaml:1:34: containerd.settings.version: containerd 2.3.4 cannot have this key (nodeprep chooses it by containerd.version)"}},
 		{"no table", "containerd: {settings: {plugins: x}}", []string{
-			"p.yaml:1:34: containerd.settings.plugins: found x, want a map: containerd has a table there"}},
+			"p.yaml:1:34: containerd.settings.plugins: found a text, want a map: containerd has a table there"}},
 		{"settings against fields", "containerd:\n  root: /data\n  settings:\n    root: /other\n    state: /run/containerd\n    plugins:\n      io.containerd.cri.v1.images: {snapshotter: native}\n      io.containerd.cri.v1.runtime: {containerd: {runtimes: {runc: {options: {SystemdCgroup: false}}}}}\n      io.containerd.server.v1.grpc: {address: /run/x.sock}\n", []string{
-			"p.yaml:4:11: warning: containerd.settings.root: this contradicts containerd.root, which is /data, and wins (set containerd.root instead)",
-			"p.yaml:7:50: warning: containerd.settings.plugins.io.containerd.cri.v1.images.snapshotter: this contradicts containerd.snapshotter, which is overlayfs, and wins (set containerd.snapshotter instead)",
-			"p.yaml:8:94: warning: containerd.settings.plugins.io.containerd.cri.v1.runtime.containerd.runtimes.runc.options.SystemdCgroup: this contradicts containerd.cgroupDriver, which is true, and wins (set containerd.cgroupDriver instead)",
-			"p.yaml:9:47: warning: containerd.settings.plugins.io.containerd.server.v1.grpc.address: this contradicts containerd.address, which is /run/containerd/containerd.sock, and wins (set containerd.address instead)"}},
+			"p.yaml:4:11: containerd.settings.root: this contradicts containerd.root, by which nodeprep makes it /data (set containerd.root: /other instead)",
+			"p.yaml:7:50: containerd.settings.plugins.io.containerd.cri.v1.images.snapshotter: this contradicts containerd.snapshotter, by which nodeprep makes it overlayfs (set containerd.snapshotter: native instead)",
+			"p.yaml:8:94: containerd.settings.plugins.io.containerd.cri.v1.runtime.containerd.runtimes.runc.options.SystemdCgroup: this contradicts containerd.cgroupDriver, by which nodeprep makes it systemd (set containerd.cgroupDriver: cgroupfs instead)",
+			"p.yaml:9:47: containerd.settings.plugins.io.containerd.server.v1.grpc.address: this contradicts containerd.address, by which nodeprep makes it /run/containerd/containerd.sock (set containerd.address: /run/x.sock instead)"}},
+		{"settings against fields, 1.x", "containerd:\n  version: 1.7.34\n  oomScore: -5\n  settings:\n    oom_score: -999\n    grpc: {address: /run/x.sock}\n    plugins:\n      io.containerd.grpc.v1.cri: {sandbox_image: a/b:1, containerd: {snapshotter: native, default_runtime_name: crun, runtimes: {runc: {options: {BinaryName: /x}}}}}\n", []string{
+			"p.yaml:5:16: containerd.settings.oom_score: this contradicts containerd.oomScore, by which nodeprep makes it -5 (set containerd.oomScore: -999 instead)",
+			"p.yaml:6:21: containerd.settings.grpc.address: this contradicts containerd.address, by which nodeprep makes it /run/containerd/containerd.sock (set containerd.address: /run/x.sock instead)",
+			"p.yaml:8:50: containerd.settings.plugins.io.containerd.grpc.v1.cri.sandbox_image: this contradicts containerd.sandboxImage, by which nodeprep makes it registry.k8s.io/pause:3.8 (set containerd.sandboxImage: a/b:1 instead)",
+			"p.yaml:8:83: containerd.settings.plugins.io.containerd.grpc.v1.cri.containerd.snapshotter: this contradicts containerd.snapshotter, by which nodeprep makes it overlayfs (set containerd.snapshotter: native instead)",
+			"p.yaml:8:113: containerd.settings.plugins.io.containerd.grpc.v1.cri.containerd.default_runtime_name: this contradicts containerd.defaultRuntime, by which nodeprep makes it runc (set containerd.defaultRuntime: crun instead)",
+			"p.yaml:8:159: warning: containerd.settings.plugins.io.containerd.grpc.v1.cri.containerd.runtimes.runc.options.BinaryName: this contradicts containerd.runtimes.runc.path, which is /usr/local/sbin/runc, and wins (set containerd.runtimes.runc.path instead)"}},
+		{"settings that say the same", "containerd: {root: /data, cgroupDriver: systemd, settings: {root: /data, oom_score: 0, plugins: {io.containerd.cri.v1.runtime: {containerd: {runtimes: {runc: {options: {SystemdCgroup: true}}}}}, io.containerd.server.v1.ttrpc: {address: /run/containerd/containerd.sock.ttrpc}}}}", nil},
+		{"ttrpc address", "containerd: {settings: {plugins: {io.containerd.server.v1.ttrpc: {address: /x}}}}", []string{
+			"p.yaml:1:76: containerd.settings.plugins.io.containerd.server.v1.ttrpc.address: this contradicts containerd.address, by which nodeprep makes it /run/containerd/containerd.sock.ttrpc (set containerd.address instead)"}},
+		{"types of settings", "containerd:\n  version: 2.2.7\n  settings:\n    timeouts: {a: 5, b: soon, c: 5s}\n    debug: {level: 5}\n    cgroup: x\n    proxy_plugins: {x: 5}\n    grpc: {uid: \"0\", tcp_address: true}\n    ttrpc: [a]\n    metrics: {grpc_histogram: \"yes\"}\n    stream_processors: {s: {accepts: x}}\n    imports: [/etc/a.toml, \"/etc/b/*.toml\"]\n    oom_score: 1.5\n    frobnicate: 1\n    plugins: {io.containerd.snapshotter.v1.overlayfs: {sync_remove: \"yes\"}}\n", []string{
+			"p.yaml:4:19: containerd.settings.timeouts.a: found a whole number, want a duration (such as 5s)",
+			"p.yaml:4:25: containerd.settings.timeouts.b: found another text, want a duration (such as 5s)",
+			"p.yaml:5:20: containerd.settings.debug.level: found a whole number, want a text (quote it)",
+			"p.yaml:6:13: containerd.settings.cgroup: found a text, want a map: containerd has a table there",
+			"p.yaml:7:24: containerd.settings.proxy_plugins.x: found a whole number, want a map: containerd has a table there",
+			"p.yaml:8:17: containerd.settings.grpc.uid: found a text, want a whole number (write it without quotes)",
+			"p.yaml:8:35: containerd.settings.grpc.tcp_address: found a boolean, want a text (quote it)",
+			"p.yaml:9:5: containerd.settings.ttrpc: found a list, want a map: containerd has a table there",
+			"p.yaml:10:31: containerd.settings.metrics.grpc_histogram: found a text, want a boolean (write true or false, without quotes)",
+			"p.yaml:11:38: containerd.settings.stream_processors.s.accepts: found a text, want a list of texts",
+			`p.yaml:12:15: containerd.settings.imports[0]: containerd does not start where this file is missing, and nodeprep does not write it (write a pattern, such as "/etc/a.toml*")`,
+			"p.yaml:13:16: containerd.settings.oom_score: found a fraction, want a whole number",
+			`p.yaml:14:17: warning: containerd.settings.frobnicate: containerd 2.2.7 does not know "frobnicate" at the top of its configuration, and ignores it`,
+			"p.yaml:15:69: containerd.settings.plugins.io.containerd.snapshotter.v1.overlayfs.sync_remove: found a text, want a boolean (write true or false, without quotes)"}},
+		{"a value for a section", "containerd: {settings: {debug: 5}}", []string{
+			"p.yaml:1:32: containerd.settings.debug: found a whole number, want a map: containerd has a table there"}},
+		{"lists of plugins", "containerd: {settings: {required_plugins: [cri, io.containerd.a.v1.b], disabled_plugins: [zfs, io.containerd.a.v1.b, io.containerd.grpc.v1.cri]}}", []string{
+			`p.yaml:1:44: containerd.settings.required_plugins[0]: containerd refuses the plugin name "cri" (write the full URI, such as io.containerd.grpc.v1.cri)`,
+			`p.yaml:1:91: containerd.settings.disabled_plugins[0]: containerd refuses the plugin name "zfs" (write the full URI, such as io.containerd.snapshotter.v1.zfs)`,
+			"p.yaml:1:96: containerd.settings.disabled_plugins[1]: the plugin io.containerd.a.v1.b is required and disabled, so containerd does not start (remove it from one of the two)",
+			"p.yaml:1:118: warning: containerd.settings.disabled_plugins[2]: this disables CRI, so the node serves no kubelet"}},
+		{"a runtime of settings alone", "containerd: {settings: {plugins: {io.containerd.cri.v1.runtime: {containerd: {runtimes: {kata: {snapshotter: x}, k2: {runtime_type: io.containerd.kata.v2}, runc: {snapshotter: x}}}}}}}", []string{
+			`p.yaml:1:90: containerd.settings.plugins.io.containerd.cri.v1.runtime.containerd.runtimes.kata.runtime_type: runtime "kata" has no runtime_type, so no pod of it starts (such as io.containerd.runc.v2)`}},
+		{"faults of all kinds at once", "containerd: {version: 2.1.9, settings: {disabled_plugins: [cri], root: 5, plugin_dir: x}}\nhots: {}\n", []string{
+			`p.yaml:1:60: containerd.settings.disabled_plugins[0]: containerd refuses the plugin name "cri" (write the full URI, such as io.containerd.grpc.v1.cri)`,
+			"p.yaml:1:72: containerd.settings.root: found a whole number, want a text (quote it)",
+			"p.yaml:1:87: containerd.settings.plugin_dir: containerd 2.1.9 cannot have this key (removed in containerd 2.1: use proxyPlugins)",
+			`p.yaml:2:1: hots: unknown key "hots" (did you mean host?)`}},
+		{"a key 1.x cannot read", "containerd: {version: 1.7.34, settings: {timeouts: {\"a]b\": 1s}}}", []string{
+			"p.yaml:1:60: containerd.settings.timeouts.a]b: containerd 1.7.34 cannot read a key with these characters in it"}},
+		{"denied and only pulled", "registries: {a: {upstream: deny, mirrors: [{url: \"https://m\", capabilities: [pull]}]}}", []string{
+			"p.yaml:1:28: warning: registries.a.upstream: upstream is denied and no mirror resolves tags, so images can be pulled by digest alone (give a mirror the capability resolve)"}},
+		{"a path for a registry", "registries: {../../etc: {}}", []string{
+			`p.yaml:1:14: registries.../../etc: "../../etc" has a path, want a registry's host alone`}},
 		{"options against fields", "containerd: {cgroupDriver: systemd, runtimes: {crun: {path: /a, options: {BinaryName: /b, SystemdCgroup: false}}}}", []string{
 			"p.yaml:1:87: warning: containerd.runtimes.crun.options.BinaryName: this contradicts containerd.runtimes.crun.path: /a, and wins (give one of the two)",
 			"p.yaml:1:106: warning: containerd.runtimes.crun.options.SystemdCgroup: this contradicts containerd.cgroupDriver: systemd, and wins (all runtimes of a node must have the kubelet's driver)"}},
@@ -344,20 +388,17 @@ func TestResolveFindings(t *testing.T) {
 
 // Upstream publishes nothing for some architectures: that is said, not refused.
 func TestAbsentCheck(t *testing.T) {
-	_, notes := resolve(t, "crictl: {version: 1.36.0}\n", Facts{Arch: "arm", SystemdInit: true})
+	digest := strings.Repeat("ab", 32)
+	_, notes := resolve(t, "crictl: {version: 1.36.0, sha256: {arm: "+digest+"}}\n", Facts{Arch: "arm", SystemdInit: true})
+	// containerd has no digest, and so no release at all: that is one fault, elsewhere.
 	want := []string{
 		"p.yaml:1:19: warning: crictl.version: upstream publishes no crictl 1.36.0 for arm (build it and offer it in a folder of sources)",
-		"p.yaml: warning: containerd.version: upstream publishes no containerd 2.3.4 for arm (build it and offer it in a folder of sources)",
 	}
 	if diff := cmp.Diff(want, notes, cmpopts.SortSlices(strings.Compare)); diff != "" {
 		t.Errorf("findings (-want +got):\n%s", diff)
 	}
-	s, notes := resolve(t, "extends: minimal", Facts{Arch: "riscv64", SystemdInit: true})
-	if len(notes) > 0 {
+	if _, notes := resolve(t, "extends: minimal", Facts{Arch: "riscv64", SystemdInit: true}); len(notes) > 0 {
 		t.Errorf("findings %q", notes)
-	}
-	if list := AbsentCheck(s, "loong64"); len(list) != 2 || list.HasErrors() {
-		t.Errorf("findings %q, want one of containerd and one of runc", lines(list))
 	}
 }
 

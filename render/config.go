@@ -7,7 +7,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"unicode"
 	"unicode/utf8"
 
 	"github.com/pelletier/go-toml/v2"
@@ -55,7 +54,7 @@ func configFile(spec *profiles.Spec, r registry.Reader) (desired.File, diag.List
 	if !faults.HasErrors() {
 		m.check(tree)
 	}
-	content, err := encodeConfig(releases.ConfigSchema(spec.Containerd.Version), tree)
+	content, err := encodeConfig(spec.Containerd.Version, tree)
 	if err != nil {
 		faults.Errorf(f.Origin, "", "render %s: %v", f.Path, err)
 	}
@@ -229,21 +228,19 @@ func section(t table, names ...string) table {
 }
 
 // encodeConfig writes the version first, for readers; TOML does not mind.
-func encodeConfig(schema int, tree table) ([]byte, error) {
+func encodeConfig(v releases.Version, tree table) ([]byte, error) {
 	if where, ok := invalidUTF8(tree, nil); ok {
 		return nil, fmt.Errorf("%s: not valid UTF-8, which TOML cannot hold", strings.Join(where, "."))
 	}
-	if schema == 2 {
-		if key, ok := escapedKey(tree); ok {
-			return nil, fmt.Errorf("containerd 1.x cannot read a key with these characters in it: %q", key)
-		}
+	if key, ok := escapedKey(v, tree); ok {
+		return nil, fmt.Errorf("containerd 1.x cannot read a key with these characters in it: %q", key)
 	}
 	b := bytes.NewBufferString(desired.Header)
 	e := toml.NewEncoder(b)
 	e.SetIndentTables(true)
 	if err := e.Encode(struct {
 		Version int `toml:"version"`
-	}{schema}); err != nil {
+	}{releases.ConfigSchema(v)}); err != nil {
 		return nil, err
 	}
 	if err := e.Encode(tree); err != nil {
@@ -277,15 +274,14 @@ func invalidUTF8(v any, at []string) ([]string, bool) {
 	return nil, false
 }
 
-// escapedKey finds a key that the TOML library of containerd 1.x (go-toml v1) does
-// not read in a table header: one with an escape or a closing bracket in it.
-func escapedKey(t table) (string, bool) {
+// escapedKey finds a key that the release's TOML library does not read.
+func escapedKey(v releases.Version, t table) (string, bool) {
 	for _, k := range slices.Sorted(maps.Keys(t)) {
-		if strings.ContainsFunc(k, unicode.IsControl) || strings.Contains(k, "]") || strings.Contains(k, "'") && strings.ContainsAny(k, `"\`) {
+		if releases.UnreadableKey(v, k) {
 			return k, true
 		}
 		if sub, ok := t[k].(table); ok {
-			if key, bad := escapedKey(sub); bad {
+			if key, bad := escapedKey(v, sub); bad {
 				return key, true
 			}
 		}

@@ -57,12 +57,10 @@ func Files(spec *profiles.Spec, r registry.Reader) ([]desired.File, diag.List) {
 }
 
 // crictlFile is crictl.yaml(cri-tools docs/crictl.md) with the keys that every crictl
-// reads: it refuses a file with a key it does not know. Without crictl there is none.
+// reads: it refuses a file with a key it does not know. A crictl that came
+// by another way finds it, too.
 func crictlFile(spec *profiles.Spec) (desired.File, error) {
 	f := desired.File{Path: CrictlPath, Format: desired.FormatYAML, Origin: spec.Origin("crictl")}
-	if !spec.Crictl.Installed() {
-		return f, nil
-	}
 	endpoint := "unix://" + spec.Containerd.Address
 	body, err := marshalYAML(struct {
 		Runtime string `yaml:"runtime-endpoint"`

@@ -119,13 +119,15 @@ func number(v any) int64 {
 // check finds what each key allows and all of them together do not: what makes the
 // daemon or its CRI plugin fail at start.
 func (m merger) check(tree table) {
-	if disabled := names(tree["disabled_plugins"]); len(disabled) > 0 {
-		at := []string{"disabled_plugins"}
-		for _, p := range disabled {
+	// profiles.Resolve finds these, too, together with all else; a Spec may come from elsewhere.
+	for _, list := range []string{"disabled_plugins", "required_plugins"} {
+		for _, p := range names(tree[list]) {
 			if !strings.Contains(p, ".") {
-				m.faults.Errorf(m.origin(at), "write the full URI, such as "+cri, "containerd refuses the plugin name %q", p)
+				m.faults.Errorf(m.origin([]string{list}), "write the full URI, such as "+cri, "containerd refuses the plugin name %q", p)
 			}
 		}
+	}
+	if disabled := names(tree["disabled_plugins"]); len(disabled) > 0 {
 		// Who disables CRI wants a daemon without it.
 		_, own := m.spec.Containerd.Settings["required_plugins"]
 		if !own && slices.ContainsFunc(disabled, func(p string) bool { return p == cri || p == criImages || p == criRuntime }) {

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 )
 
 // Origin is the place in a profile that a value or a generated file comes from.
@@ -37,13 +38,14 @@ func (o Origin) String() string {
 	if o.Line > 0 {
 		place += ":" + strconv.Itoa(o.Line)
 	}
+	place, path := printable(place), printablePath(o.Path)
 	switch {
-	case o.Path == "":
+	case path == "":
 		return place
 	case place == "":
-		return o.Path
+		return path
 	}
-	return o.Path + " (" + place + ")"
+	return path + " (" + place + ")"
 }
 
 // Severity orders findings; only an Error stops anything.
@@ -93,13 +95,13 @@ type Diagnostic struct {
 func (d Diagnostic) String() string {
 	var b strings.Builder
 	if p := d.Place(); p != "" {
-		b.WriteString(p + ": ")
+		b.WriteString(printable(p) + ": ")
 	}
 	if d.Severity == Warning {
 		b.WriteString("warning: ")
 	}
 	if d.Path != "" {
-		b.WriteString(d.Path + ": ")
+		b.WriteString(printablePath(d.Path) + ": ")
 	}
 	b.WriteString(d.Message)
 	if d.Hint != "" {
@@ -113,13 +115,53 @@ type List []Diagnostic
 
 // Errorf adds an error at a place; hint may be empty.
 func (l *List) Errorf(o Origin, hint, format string, args ...any) {
-	*l = append(*l, Diagnostic{Severity: Error, Origin: o, Message: fmt.Sprintf(format, args...), Hint: hint})
+	l.add(Error, o, hint, fmt.Sprintf(format, args...))
 }
 
 // Warnf adds a warning at a place; hint may be empty.
 func (l *List) Warnf(o Origin, hint, format string, args ...any) {
-	*l = append(*l, Diagnostic{Severity: Warning, Origin: o, Message: fmt.Sprintf(format, args...), Hint: hint})
+	l.add(Warning, o, hint, fmt.Sprintf(format, args...))
 }
+
+func (l *List) add(s Severity, o Origin, hint, message string) {
+	o.Path = printablePath(o.Path)
+	*l = append(*l, Diagnostic{Severity: s, Origin: o, Message: printable(message), Hint: printable(hint)})
+}
+
+// printable writes what would move a terminal's cursor, change its colours or hide
+// text as Go escapes, so that a finding is one line of what it says. Keys, file names
+// and texts of others come from profiles that may not be to be trusted.
+func printable(s string) string {
+	if !strings.ContainsFunc(s, unprintable) {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if unprintable(r) {
+			quoted := strconv.QuoteRune(r)
+			b.WriteString(quoted[1 : len(quoted)-1])
+			continue
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
+}
+
+// printablePath quotes the parts of a field path that hold such characters.
+func printablePath(path string) string {
+	if !strings.ContainsFunc(path, unprintable) {
+		return path
+	}
+	parts := strings.Split(path, ".")
+	for i, p := range parts {
+		if strings.ContainsFunc(p, unprintable) {
+			parts[i] = strconv.Quote(p)
+		}
+	}
+	return strings.Join(parts, ".")
+}
+
+func unprintable(r rune) bool { return !unicode.IsPrint(r) }
 
 // Errors returns the errors alone.
 func (l List) Errors() List { return l.only(Error) }

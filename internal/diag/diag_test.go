@@ -49,6 +49,26 @@ func TestListIsSortedByPlaceAndKeepsAllFaults(t *testing.T) {
 	}
 }
 
+func TestControlCharactersAreEscaped(t *testing.T) {
+	const evil = "a.evil\x1b[31mRED\nx.b"
+	var l List
+	l.Errorf(Origin{Path: evil, File: "f\x1b", Line: 1}, "h\r", "m\u202e %s", "\x07é")
+	want := `f\x1b:1: a."evil\x1b[31mRED\nx".b: m\u202e \aé (h\r)`
+	if got := l[0].String(); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+	if got := (Diagnostic{Origin: Origin{Path: evil}, Message: "m"}).String(); got != `a."evil\x1b[31mRED\nx".b: m` {
+		t.Error(got)
+	}
+	if got := (Origin{Path: evil, File: "f"}).String(); got != `a."evil\x1b[31mRED\nx".b (f)` {
+		t.Error(got)
+	}
+	b, err := json.Marshal(l)
+	if err != nil || strings.ContainsAny(string(b), "\x1b\n") || !strings.Contains(string(b), `a.\"evil\\x1b`) {
+		t.Errorf("%s, %v", b, err)
+	}
+}
+
 func TestJSONForm(t *testing.T) {
 	d := Diagnostic{Severity: Warning, Origin: Origin{Path: "a.b", File: "f", Line: 1, Column: 2}, Message: "m"}
 	b, err := json.Marshal(d)

@@ -183,8 +183,8 @@ func TestRefusedAndSupport(t *testing.T) {
 func TestSettingsFault(t *testing.T) {
 	for _, c := range []struct{ version, path, hint string }{
 		// A key of schema 2 names its place in schema 3 and 4.
-		{"2.1.9", "plugins|io.containerd.grpc.v1.cri|sandbox_image", `use plugins."io.containerd.cri.v1.images".pinned_images.sandbox`},
-		{"2.1.9", "plugins|io.containerd.grpc.v1.cri|containerd|snapshotter", `use plugins."io.containerd.cri.v1.images".snapshotter`},
+		{"2.1.9", "plugins|io.containerd.grpc.v1.cri|sandbox_image", "set containerd.sandboxImage"},
+		{"2.1.9", "plugins|io.containerd.grpc.v1.cri|containerd|snapshotter", "set containerd.snapshotter"},
 		{"2.4.2", "plugins|io.containerd.grpc.v1.cri|enable_selinux", `use plugins."io.containerd.cri.v1.runtime".enable_selinux`},
 		{"2.1.9", "plugins|io.containerd.grpc.v1.cri|cni|bin_dir", `use plugins."io.containerd.cri.v1.runtime".cni.bin_dirs`},
 		{"2.1.9", "plugins|io.containerd.grpc.v1.cri|stream_server_port", ""},
@@ -194,7 +194,15 @@ func TestSettingsFault(t *testing.T) {
 		{"1.7.34", "plugins|io.containerd.server.v1.metrics|address", "server plugins come with containerd 2.3: use metrics"},
 		{"1.7.34", "plugins|io.containerd.grpc.v1.cri|enable_selinux", ""},
 		// What schema 4 parses and does not apply.
-		{"2.4.2", "grpc|address", `use plugins."io.containerd.server.v1.grpc".address`},
+		{"2.4.2", "grpc|address", "set containerd.address"},
+		{"2.4.2", "grpc|uid", `use plugins."io.containerd.server.v1.grpc".uid`},
+		// A hint is no way to the next refusal.
+		{"2.3.4", "plugins|io.containerd.grpc.v1.cri|registry|mirrors|docker.io", "profile's registries section"},
+		{"2.3.4", "plugins|io.containerd.grpc.v1.cri|registry|configs|h|tls|ca_file", "ca and client in the profile's registries section"},
+		{"2.3.4", "plugins|io.containerd.cri.v1.runtime|registry|mirrors|docker.io", "profile's registries section"},
+		{"2.3.4", "plugins|cri|registry|mirrors|docker.io", "profile's registries section"},
+		{"2.3.4", "plugins|cri|sandbox_image", "set containerd.sandboxImage"},
+		{"2.3.4", "plugins|io.containerd.grpc.v1.cri|containerd|default_runtime_name", "set containerd.defaultRuntime"},
 		{"2.4.2", "metrics|address", `use plugins."io.containerd.server.v1.metrics".address`},
 		{"2.4.2", "debug|address", `use plugins."io.containerd.server.v1.debug".address`},
 		{"2.4.2", "debug|level", ""},
@@ -208,7 +216,7 @@ func TestSettingsFault(t *testing.T) {
 		{"1.7.34", "plugins|io.containerd.grpc.v1.cri|registry|mirrors|docker.io", "config_path"},
 		{"2.3.4", "plugins|io.containerd.cri.v1.images|registry|configs|h|tls", "hosts.toml"},
 		{"2.3.4", "plugins|io.containerd.cri.v1.images|registry|configs|h|auth", ""},
-		{"2.3.4", "plugins|cri|x", "io.containerd.cri.v1.images"},
+		{"2.3.4", "plugins|cri|x", `use plugins."io.containerd.cri.v1.runtime".x`},
 		{"2.3.4", "version", "nodeprep chooses it"},
 		{"2.0.11", "plugins|io.containerd.cri.v1.runtime|cni|bin_dirs", "bin_dir"},
 		{"2.3.4", "plugins|io.containerd.cri.v1.runtime|containerd|runtimes|x|options|CriuPath", "removed in containerd 2.0"},
@@ -218,6 +226,20 @@ func TestSettingsFault(t *testing.T) {
 		hint, fault := SettingsFault(MustVersion(c.version), strings.Split(c.path, "|"))
 		if fault != (c.hint != "") || fault && !strings.Contains(hint, c.hint) {
 			t.Errorf("%s %s: %q, %v; want %q", c.version, c.path, hint, fault, c.hint)
+		}
+	}
+}
+
+func TestSettingTypes(t *testing.T) {
+	types := NewSettingTypes()
+	for path, want := range map[string]ValueType{
+		"root": TextValue, "oom_score": NumberValue, "imports": TextsValue, "timeouts|a.b": DurationValue, "proxy_plugins|x|exports|root": TextValue,
+		"plugins": MapValue, "plugins|io.example.x": MapValue, "plugins|io.example.x|y": AnyValue, "frobnicate": AnyValue,
+		"plugins|io.containerd.snapshotter.v1.overlayfs": MapValue, "plugins|io.containerd.snapshotter.v1.overlayfs|sync_remove": BooleanValue,
+		"plugins|io.containerd.grpc.v1.cri|containerd|runtimes|any|options|SystemdCgroup": BooleanValue,
+	} {
+		if got := types.Of(strings.Split(path, "|")); got != want {
+			t.Errorf("%s: %q, want %q", path, got, want)
 		}
 	}
 }

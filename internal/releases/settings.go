@@ -27,6 +27,33 @@ func key(parts ...string) string {
 
 func use(parts ...string) string { return "use " + key(parts...) }
 
+// moved is the hint for a key that went to another place: the field of the profile
+// that writes that place, what is to be said of the place itself, or the place.
+func moved(v Version, path ...string) string {
+	if field := fieldOf(path); field != "" {
+		return "set " + field
+	}
+	if hint, fault := SettingsFault(v, path); fault {
+		return hint
+	}
+	return use(path...)
+}
+
+// fieldOf is the field of a profile that writes a key of config.toml, "" for others.
+func fieldOf(path []string) string {
+	switch strings.Join(path, "\x00") {
+	case strings.Join([]string{"plugins", criImages, "pinned_images", "sandbox"}, "\x00"):
+		return "containerd.sandboxImage"
+	case strings.Join([]string{"plugins", criImages, "snapshotter"}, "\x00"):
+		return "containerd.snapshotter"
+	case strings.Join([]string{"plugins", criRuntime, "containerd", "default_runtime_name"}, "\x00"):
+		return "containerd.defaultRuntime"
+	case "plugins\x00io.containerd.server.v1.grpc\x00address", "plugins\x00io.containerd.server.v1.ttrpc\x00address":
+		return "containerd.address"
+	}
+	return ""
+}
+
 // SettingsFault says whether a key of config.toml, given as its path from the top,
 // is one that a containerd release does not read: a key of another schema, a removed
 // one, or one that breaks what nodeprep writes. The hint names what to use instead.
@@ -44,7 +71,7 @@ func SettingsFault(v Version, path []string) (hint string, fault bool) {
 		return "removed in containerd 2.1: use proxyPlugins", v.AtLeast(2, 1, 0)
 	case "grpc", "ttrpc", "metrics", "debug":
 		if schema >= 4 {
-			return serverFault(path)
+			return serverFault(v, path)
 		}
 		return "", false
 	case "plugins":
@@ -58,7 +85,7 @@ func SettingsFault(v Version, path []string) (hint string, fault bool) {
 
 // serverFault handles the top-level tables that schema 4 parses and does not apply:
 // what listens became plugins.
-func serverFault(path []string) (string, bool) {
+func serverFault(v Version, path []string) (string, bool) {
 	if len(path) == 1 {
 		// [debug] itself lives on for level, format and log_trace_id.
 		switch path[0] {
@@ -73,19 +100,19 @@ func serverFault(path []string) (string, bool) {
 	switch path[0] {
 	case "grpc":
 		if tcp, ok := strings.CutPrefix(name, "tcp_"); ok {
-			return use("plugins", "io.containerd.server.v1.grpc-tcp", tcp), true
+			return moved(v, "plugins", "io.containerd.server.v1.grpc-tcp", tcp), true
 		}
-		return use("plugins", "io.containerd.server.v1.grpc", name), true
+		return moved(v, "plugins", "io.containerd.server.v1.grpc", name), true
 	case "ttrpc":
-		return use("plugins", "io.containerd.server.v1.ttrpc", name), true
+		return moved(v, "plugins", "io.containerd.server.v1.ttrpc", name), true
 	case "metrics":
 		if name == "grpc_histogram" {
-			return use("plugins", "io.containerd.metrics.v1.grpc-prometheus", name), true
+			return moved(v, "plugins", "io.containerd.metrics.v1.grpc-prometheus", name), true
 		}
-		return use("plugins", "io.containerd.server.v1.metrics", name), true
+		return moved(v, "plugins", "io.containerd.server.v1.metrics", name), true
 	}
 	if slices.Contains([]string{"address", "uid", "gid"}, name) {
-		return use("plugins", "io.containerd.server.v1.debug", name), true
+		return moved(v, "plugins", "io.containerd.server.v1.debug", name), true
 	}
 	return "", false
 }
@@ -106,7 +133,10 @@ func pluginFault(v Version, schema int, plugin string, rest []string) (string, b
 	if !strings.HasPrefix(plugin, "io.containerd.") {
 		if plugin == "cri" {
 			if schema == 2 {
-				return use("plugins", criV2), true
+				return moved(v, append([]string{"plugins", criV2}, rest...)...), true
+			}
+			if hint, fault := movedCRI(v, rest); fault {
+				return hint, true
 			}
 			return use("plugins", criImages) + " and " + key("plugins", criRuntime), true
 		}
@@ -128,12 +158,12 @@ func pluginFault(v Version, schema int, plugin string, rest []string) (string, b
 		// Set one level up since schema 3: under containerd it is an unknown key.
 		if len(rest) > 0 && rest[0] == "containerd" {
 			if len(rest) > 1 {
-				return use(append([]string{"plugins", criImages}, rest[1:]...)...), true
+				return moved(v, append([]string{"plugins", criImages}, rest[1:]...)...), true
 			}
 			return use("plugins", criImages), true
 		}
 		if len(rest) > 0 && rest[0] == "sandbox_image" {
-			return use("plugins", criImages, "pinned_images", "sandbox") + ", or containerd.sandboxImage", true
+			return moved(v, "plugins", criImages, "pinned_images", "sandbox"), true
 		}
 	case criRuntime:
 		return removedCRI(v, plugin, rest)
@@ -202,7 +232,7 @@ func movedCRI(v Version, rest []string) (string, bool) {
 		return "", false
 	}
 	at := func(plugin string, path ...string) (string, bool) {
-		return use(append([]string{"plugins", plugin}, path...)...), true
+		return moved(v, append([]string{"plugins", plugin}, path...)...), true
 	}
 	switch {
 	case rest[0] == "sandbox_image":
@@ -255,21 +285,21 @@ func removedCRI(v Version, plugin string, rest []string) (string, bool) {
 	two := v.AtLeast(2, 0, 0)
 	switch {
 	case is("systemd_cgroup"):
-		return "it only works with the removed runtime v1: " + use("containerd", "cgroupDriver"), true
+		return "it only works with the removed runtime v1: set containerd.cgroupDriver", true
 	case is("disable_cgroup"):
 		return "removed in containerd 2.0: cgroup v2 is delegated instead", two
 	case is("containerd", "untrusted_workload_runtime"):
 		return "removed in containerd 2.0: add a runtime named untrusted", two
 	case is("containerd", "default_runtime"):
-		return "removed in containerd 2.0: " + use("containerd", "defaultRuntime"), two
+		return "removed in containerd 2.0: set containerd.defaultRuntime", two
 	case is("containerd", "no_pivot"):
 		return "removed in containerd 2.0: use the runtime option NoPivotRoot", two
 	case is("sandbox_image") && plugin == criRuntime:
-		return use("plugins", criImages, "pinned_images", "sandbox"), true
+		return moved(v, "plugins", criImages, "pinned_images", "sandbox"), true
 	case plugin == criRuntime && (slices.Contains(imageKeys(), rest[0]) && rest[0] != "stats_collect_period"):
-		return use(append([]string{"plugins", criImages}, rest...)...), true
+		return moved(v, append([]string{"plugins", criImages}, rest...)...), true
 	case plugin == criRuntime && len(rest) > 1 && rest[0] == "containerd" && rest[1] == "snapshotter":
-		return use("plugins", criImages, "snapshotter") + ", or containerd.snapshotter", true
+		return moved(v, "plugins", criImages, "snapshotter"), true
 	case is("cni", "bin_dir") && BinDirsSupported(v):
 		return "bin_dirs is set, and both are an error: " + use("plugins", criRuntime, "cni", "bin_dirs"), true
 	case is("cni", "bin_dirs") && !BinDirsSupported(v):

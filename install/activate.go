@@ -2,13 +2,18 @@ package install
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/nodeprep/nodeprep/internal/desired"
 	"github.com/nodeprep/nodeprep/internal/host"
@@ -20,7 +25,9 @@ const (
 	healthTimeout = 90 * time.Second
 	moduleTimeout = 30 * time.Second
 	importTimeout = 30 * time.Minute
-	undoTimeout   = 10 * time.Minute
+	undoTimeout   = 20 * time.Minute
+	// observeTimeout is how long a daemon that runs may take to say how it is.
+	observeTimeout = 15 * time.Second
 )
 
 // running holds for a unit whose processes a restart would replace.
@@ -70,10 +77,48 @@ func (r *run) activate(ctx context.Context) error {
 func (r *run) load(ctx context.Context, module string) error {
 	ctx, cancel := context.WithTimeout(ctx, moduleTimeout)
 	defer cancel()
-	if _, err := r.h.Run(ctx, host.Cmd{Path: "modprobe", Args: []string{"--", module}}); err != nil {
+	modprobe, err := r.modprobe()
+	if err != nil {
+		return err
+	}
+	if _, err := r.h.Run(ctx, host.Cmd{Path: modprobe, Args: []string{"--", module}}); err != nil {
 		return fmt.Errorf("load module %s: %w", module, err)
 	}
+	d := &differ{root: r.root, state: r.plan.state}
+	builtin := d.builtinModules()
+	if d.moduleLoaded(module, builtin) {
+		return nil
+	}
+	// An alias: the kernel shows what it stands for. Where nobody tells what that is,
+	// such as for an install command of modprobe.d(5), that it worked must do.
+	if r.aliases == nil {
+		r.aliases = map[string][]string{}
+	}
+	r.aliases[module] = nil
+	out, err := r.h.Run(ctx, host.Cmd{Path: modprobe, Args: []string{"--resolve-alias", "--", module}})
+	if err != nil {
+		return ctx.Err()
+	}
+	for name := range strings.FieldsSeq(string(out.Stdout)) {
+		if d.moduleLoaded(name, builtin) {
+			r.aliases[module] = append(r.aliases[module], name)
+		}
+	}
 	return nil
+}
+
+// modprobe is where the program is: PATH often lacks the directories for root's.
+func (r *run) modprobe() (string, error) {
+	for _, p := range []string{"/sbin/modprobe", "/usr/sbin/modprobe"} {
+		if fi, err := r.root.Stat(p); err == nil && fi.Mode().IsRegular() {
+			return p, nil
+		}
+	}
+	p, err := exec.LookPath("modprobe")
+	if err != nil {
+		return "", fmt.Errorf("load modules: %w; install kmod, which has it", err)
+	}
+	return p, nil
 }
 
 func (r *run) set(key, value string) error {
@@ -106,7 +151,9 @@ func (r *run) verify(ctx context.Context) error {
 
 func (r *run) health(ctx context.Context) error {
 	want := r.plan.state.Daemon
-	if !r.plan.live || len(r.tried)+len(r.started) == 0 {
+	anew := len(r.tried)+len(r.started) > 0
+	imports := slices.ContainsFunc(r.plan.Items, func(it Item) bool { return it.Action == Import })
+	if !r.plan.live || !anew && !imports {
 		return ctx.Err()
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, healthTimeout, fmt.Errorf("no answer within %s", healthTimeout))
@@ -116,7 +163,7 @@ func (r *run) health(ctx context.Context) error {
 			return err
 		}
 	}
-	if r.opt.Services == nil || want.Unit == "" {
+	if !anew || r.opt.Services == nil || want.Unit == "" {
 		return nil
 	}
 	// What counts is the score that the process has, not what its unit says.
@@ -127,8 +174,11 @@ func (r *run) health(ctx context.Context) error {
 	if !running(p) {
 		return fmt.Errorf("verify %s: it is %s", want.Unit, p.ActiveState)
 	}
-	if p.MainPID == 0 {
-		return nil
+	if p.MainPID <= 0 {
+		return fmt.Errorf("verify %s: systemd knows no main process of it; its Type or a drop-in may hide it", want.Unit)
+	}
+	if err := r.sameProcess(ctx, p.MainPID); err != nil {
+		return fmt.Errorf("verify %s: %w", want.Unit, err)
 	}
 	file := fmt.Sprintf("/proc/%d/oom_score_adj", p.MainPID)
 	text, err := r.root.ReadFile(file)
@@ -143,6 +193,44 @@ func (r *run) health(ctx context.Context) error {
 		return fmt.Errorf("verify %s: process %d has oom_score_adj %d, want %d; a drop-in or containerd's oom_score may set it", want.Unit, p.MainPID, score, want.OOMScore)
 	}
 	return nil
+}
+
+// sameProcess holds the unit's main process against the program that it shall run and
+// against who answers at the socket: another containerd may do either, and be healthy.
+func (r *run) sameProcess(ctx context.Context, pid int) error {
+	want := r.plan.state.Daemon
+	if want.Binary != "" {
+		link := fmt.Sprintf("/proc/%d/exe", pid)
+		exe, err := r.root.Readlink(link)
+		if err != nil {
+			return err
+		}
+		binary, err := r.root.Resolve(want.Binary)
+		if err != nil {
+			return err
+		}
+		if exe != r.shown(binary) && !(r.root.Live() && sameFile(link, binary)) {
+			return fmt.Errorf("process %d runs %s, want %s; a drop-in may set another ExecStart", pid, exe, want.Binary)
+		}
+	}
+	if r.opt.Daemon == nil || want.Address == "" {
+		return nil
+	}
+	peer, err := r.opt.Daemon.Process(ctx, want)
+	if err != nil {
+		return err
+	}
+	if peer != 0 && peer != pid {
+		return fmt.Errorf("its process is %d, but process %d listens at %s; stop what else runs a containerd there", pid, peer, want.Address)
+	}
+	return nil
+}
+
+// sameFile follows links, those of proc(5) too, which lead to a file whatever its name.
+func sameFile(a, b string) bool {
+	x, errX := os.Stat(a)
+	y, errY := os.Stat(b)
+	return errX == nil && errY == nil && os.SameFile(x, y)
 }
 
 // importImages imports what the plan says. Under a root that is not running images
@@ -187,19 +275,37 @@ func (r *run) importImage(ctx context.Context, img *desired.Image) (Imported, er
 		return Imported{}, err
 	}
 	im := Imported{File: img.File, Size: fi.Size(), MTime: fi.ModTime().UnixNano(), Pin: img.Pin, Pending: true}
-	if !r.plan.live || r.opt.Daemon == nil {
-		im.SHA256, err = digestFile(img.File, "", false)
-		return im, err
+	// The digest is of what was imported: read once, to the end.
+	sum := newHash("", false)
+	archive := io.TeeReader(&reading{f: f, r: r, name: filepath.Base(img.File), total: fi.Size()}, sum)
+	if r.plan.live && r.opt.Daemon != nil {
+		ctx, cancel := context.WithTimeout(ctx, importTimeout)
+		defer cancel()
+		if im.Names, err = r.opt.Daemon.Import(ctx, r.plan.state.Daemon, *img, archive); err != nil {
+			return Imported{}, err
+		}
+		im.Pending = false
 	}
-	ctx, cancel := context.WithTimeout(ctx, importTimeout)
-	defer cancel()
-	counted := &reading{f: f, r: r, name: filepath.Base(img.File), total: fi.Size()}
-	if im.Names, err = r.opt.Daemon.Import(ctx, r.plan.state.Daemon, *img, counted); err != nil {
+	if _, err := io.Copy(io.Discard, archive); err != nil {
 		return Imported{}, err
 	}
-	im.Pending = false
-	im.SHA256, err = digestFile(img.File, "", false)
-	return im, err
+	im.SHA256 = hex.EncodeToString(sum.Sum(nil))
+	return im, nil
+}
+
+// digestArchive is the plain digest of an image archive. An archive is the operator's,
+// who may name it by a link.
+func digestArchive(file string) (string, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	sum := newHash("", false)
+	if _, err := io.Copy(sum, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(sum.Sum(nil)), nil
 }
 
 // reading tells the observer how much of a file has been read.
@@ -219,6 +325,30 @@ func (c *reading) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// observe finds out what the daemon is before the first change. An undo is held to
+// that, not to the receipt: the daemon may have been replaced by hand, or have been ill.
+func (r *run) observe(ctx context.Context) {
+	restarts := slices.ContainsFunc(r.plan.Items, func(it Item) bool { return it.Action == Restart })
+	if !r.plan.live || r.opt.Daemon == nil || !restarts {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, observeTimeout)
+	defer cancel()
+	claims := []desired.Daemon{{Address: r.plan.state.Daemon.Address}}
+	if r.plan.receipt != nil {
+		full := r.plan.receipt.Daemon
+		other := full
+		other.Version = ""
+		claims = []desired.Daemon{full, other, {Address: full.Address}}
+	}
+	for _, c := range claims {
+		if c.Address != "" && r.opt.Daemon.Healthy(ctx, c) == nil {
+			r.was = &c
+			return
+		}
+	}
+}
+
 // undo puts everything back that the run changed, and proves that what ran before
 // runs again. It returns the failure as *RevertedError or *StrandedError.
 func (r *run) undo(ctx context.Context, phase Phase, cause error) error {
@@ -228,22 +358,57 @@ func (r *run) undo(ctx context.Context, phase Phase, cause error) error {
 	defer cancel()
 	err := r.phase(PhaseUndo, func() error { return r.revert(ctx) })
 	if err == nil {
-		return &RevertedError{Phase: phase, Err: cause}
+		return &RevertedError{Phase: phase, Err: cause, Warnings: r.left}
 	}
 	e := &StrandedError{Phase: phase, Err: cause, Undo: err}
-	for _, c := range r.rec.Changes[:r.committed] {
-		if c.Kept == nil {
-			continue
+	for _, c := range r.stuck {
+		switch {
+		case c.Kept == nil:
+			e.Places = append(e.Places, c.Path+": nothing was there before")
+		case c.Kept.Kind == KindLink:
+			e.Places = append(e.Places, c.Path+": what was there before is a link to "+c.Kept.Target)
+		default:
+			e.Places = append(e.Places, c.Path+": what was there before is "+c.Kept.Path)
 		}
-		where := c.Kept.Path
-		if c.Kept.Kind == KindLink {
-			where = "a link to " + c.Kept.Target
-		} else if fi, err := lstat(r.abs(where)); err != nil || fi == nil {
-			continue // it is back
+	}
+	if len(r.stuck) > 0 {
+		e.Marker = r.marker()
+		if err := r.mark(e); err != nil {
+			e.Undo = fmt.Errorf("%w\nwrite %s: %w", e.Undo, e.Marker, err)
 		}
-		e.Places = append(e.Places, fmt.Sprintf("%s: what was there before is %s", c.Path, where))
 	}
 	return e
+}
+
+// marker is the file that a run leaves when it could not put back what it replaced.
+func (r *run) marker() string { return generation(StateDir, r.plan.receipt.generation(), "STRANDED") }
+
+func (r *run) mark(e *StrandedError) error {
+	at, err := r.root.Locate(e.Marker)
+	if err != nil {
+		return err
+	}
+	return errors.Join(r.writeSmall(at, []byte(e.Error()+"\n")), r.syncDirs())
+}
+
+// unresolved refuses to go on while a marker stands: what an earlier run kept is all
+// that is left of the old state, and the next commit would remove it.
+func (r *run) unresolved() error {
+	text, err := r.root.ReadFile(r.marker())
+	if isAbsent(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	// What comes from a file must not drive the terminal.
+	said := strings.Map(func(c rune) rune {
+		if unicode.IsControl(c) && c != '\n' && c != '\t' {
+			return -1
+		}
+		return c
+	}, strings.TrimSpace(string(text)))
+	return fmt.Errorf("%s: an earlier run could not put everything back; nothing was changed now. It said:\n%s", r.marker(), said)
 }
 
 func (r *run) revert(ctx context.Context) error {
@@ -261,7 +426,9 @@ func (r *run) revert(ctx context.Context) error {
 			note(r.opt.Services.Stop(ctx, u))
 		}
 	}
-	note(r.revertFiles(ctx))
+	// However long systemd took: files are put back in any case.
+	note(r.revertRepairs())
+	note(r.revertFiles(context.WithoutCancel(ctx)))
 	for i := len(r.settings) - 1; i >= 0; i-- {
 		s := r.settings[i]
 		if err := r.w.setValue(s.file, s.value); err != nil {
@@ -271,21 +438,27 @@ func (r *run) revert(ctx context.Context) error {
 	if r.reloaded {
 		note(r.opt.Services.Reload(ctx))
 	}
+	for i := range r.plan.Items {
+		it := &r.plan.Items[i]
+		if it.Action != Start || it.OldVersion == "failed" || !slices.Contains(r.started, it.Path) {
+			continue
+		}
+		if err := r.opt.Services.ResetFailed(ctx, it.Path); err != nil {
+			r.left = append(r.left, fmt.Sprintf("%s may be shown as failed: %v", it.Path, err))
+		}
+	}
 	for _, u := range r.tried {
 		note(r.opt.Services.Restart(ctx, u))
 	}
-	if len(r.tried) > 0 && r.opt.Daemon != nil && len(faults) == 0 {
+	if len(r.tried) > 0 && r.was != nil && len(faults) == 0 {
 		ctx, cancel := context.WithTimeoutCause(ctx, healthTimeout, fmt.Errorf("no answer within %s", healthTimeout))
 		defer cancel()
-		// Without a receipt the daemon was somebody else's: it shall answer, no more.
-		was := desired.Daemon{Address: r.plan.state.Daemon.Address}
-		if r.plan.receipt != nil {
-			was = r.plan.receipt.Daemon
+		was := *r.was
+		if slices.ContainsFunc(r.rec.Changes, func(c Change) bool { return c.Adopted && c.Path == was.Binary }) {
+			was.Version = "" // what ran was not yet what lay there, replaced by hand
 		}
-		if was.Address != "" {
-			if err := r.opt.Daemon.Healthy(ctx, was); err != nil {
-				note(fmt.Errorf("the daemon of before does not come back: %w", err))
-			}
+		if err := r.opt.Daemon.Healthy(ctx, was); err != nil {
+			note(fmt.Errorf("the daemon of before does not come back: %w", err))
 		}
 	}
 	return errors.Join(faults...)
@@ -312,27 +485,35 @@ func (r *run) revertFiles(ctx context.Context) error {
 	}
 	for i := r.committed - 1; i >= 0; i-- {
 		c := &r.rec.Changes[i]
-		note(c.Path, r.revertChange(ctx, c))
-	}
-	if len(faults) > 0 {
-		// What is kept stays: it is all that is left of the old state.
-		return errors.Join(append(faults, r.syncDirs())...)
-	}
-	for i := range r.rec.Changes {
-		if k := r.rec.Changes[i].Kept; k != nil && k.Path != "" {
-			note(k.Path, r.w.remove(r.abs(k.Path)))
+		if err := r.revertChange(ctx, c); err != nil {
+			note(c.Path, err)
+			r.stuck = append(r.stuck, *c)
 		}
 	}
 	note("staged files", r.unstage())
-	if state, err := r.root.Resolve(StateDir); err != nil {
-		note(StateDir, err)
-	} else {
-		note("generations", r.w.removeTree(r.generationDir(state, r.rec.From)))
+	for i := range r.rec.Changes {
+		c := &r.rec.Changes[i]
+		if c.Kept == nil || c.Kept.Path == "" || slices.ContainsFunc(r.stuck, func(s Change) bool { return s.Real == c.Real }) {
+			continue // what is kept of a stuck one is all that is left of the old state
+		}
+		note(c.Kept.Path, r.w.remove(r.abs(c.Kept.Path)))
+	}
+	if len(r.stuck) == 0 {
+		if dir, err := r.root.Locate(generation(StateDir, r.rec.From, "")); err != nil {
+			note(StateDir, err)
+		} else {
+			note("generations", r.w.removeTree(dir))
+		}
 	}
 	for i := len(r.made) - 1; i >= 0; i-- {
-		note(r.shown(r.made[i]), r.w.rmdir(r.made[i]))
-		delete(r.dirty, r.made[i])
-		r.dirty[filepath.Dir(r.made[i])] = true
+		dir := r.made[i]
+		gone, err := r.w.rmdirUnused(dir)
+		note(r.shown(dir), err)
+		holds := slices.ContainsFunc(r.left, func(l string) bool { return strings.HasPrefix(l, r.shown(dir)+"/") })
+		if err == nil && !gone && !holds {
+			r.left = append(r.left, r.shown(dir)+" stays: something else was put there meanwhile")
+		}
+		r.dirty[filepath.Dir(dir)] = true
 	}
 	for dir := range r.dirty {
 		if fi, err := lstat(dir); err == nil && fi == nil {
@@ -350,7 +531,6 @@ func (r *run) revertChange(ctx context.Context, c *Change) error {
 		if c.Staged == "" {
 			return nil
 		}
-		// The rename may not have happened; then there is nothing of ours here.
 		return r.w.remove(real)
 	}
 	s, err := r.newStaged(Owned{Path: c.Path, Kind: c.Kept.Kind}, real)
@@ -360,7 +540,5 @@ func (r *run) revertChange(ctx context.Context, c *Change) error {
 	if err := r.copyKept(ctx, c.Kept, s.temp); err != nil {
 		return err
 	}
-	// Where the change was not made, both names are one file and rename(2) does
-	// nothing; unstage removes the name that is left.
 	return r.w.rename(s.temp, real)
 }

@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/nodeprep/nodeprep/internal/desired"
@@ -50,6 +51,8 @@ type Services interface {
 	Start(ctx context.Context, unit string) error
 	Restart(ctx context.Context, unit string) error
 	Stop(ctx context.Context, unit string) error
+	// ResetFailed forgets that a unit failed, also one that is not known any more.
+	ResetFailed(ctx context.Context, unit string) error
 }
 
 // Daemon is the running containerd; Containerd is one.
@@ -58,6 +61,8 @@ type Daemon interface {
 	// version is want.Version and its CRI plugin and want.Snapshotter are ok; an empty
 	// field is not asked for.
 	Healthy(ctx context.Context, want desired.Daemon) error
+	// Process is the one that listens at d.Address, 0 where that cannot be told.
+	Process(ctx context.Context, d desired.Daemon) (pid int, err error)
 	// Import takes an image archive into the k8s.io namespace and returns the names
 	// of its images.
 	Import(ctx context.Context, d desired.Daemon, image desired.Image, archive io.Reader) ([]string, error)
@@ -114,7 +119,8 @@ type Result struct {
 	Started    []string    `json:"started,omitempty"`
 	Generation int         `json:"generation"`
 	Phases     []PhaseTime `json:"phases"`
-	Warnings   diag.List   `json:"warnings,omitempty"`
+	// Warnings are those that the plan given to Apply does not have.
+	Warnings diag.List `json:"warnings,omitempty"`
 }
 
 // PhaseTime is how long a phase took.
@@ -127,11 +133,18 @@ type PhaseTime struct {
 type RevertedError struct {
 	Phase Phase
 	Err   error
+	// Warnings say what is not quite as it was, such as a directory in which somebody
+	// else has put something meanwhile.
+	Warnings []string
 }
 
-// Error says what failed and that the host is as it was.
+// Error says what failed and that the host is as it was, or but for what.
 func (e *RevertedError) Error() string {
-	return fmt.Sprintf("%s: %v; everything was put back, the host is as it was before", e.Phase, e.Err)
+	msg := fmt.Sprintf("%s: %v; everything was put back, the host is as it was before", e.Phase, e.Err)
+	if len(e.Warnings) > 0 {
+		msg += " but for this:\n  " + strings.Join(e.Warnings, "\n  ")
+	}
+	return msg
 }
 
 // Unwrap is the failure.
@@ -144,6 +157,9 @@ type StrandedError struct {
 	Undo  error // what failed when putting things back
 	// Places say what is where.
 	Places []string
+	// Marker is a file, as on the node, that keeps later runs from changing the host
+	// and from losing what Places tell of; "" where every file is back.
+	Marker string
 }
 
 // Error has both faults, and what is where, one line each.
@@ -151,6 +167,9 @@ func (e *StrandedError) Error() string {
 	msg := fmt.Sprintf("%s: %v\nthe host could not be brought back: %v", e.Phase, e.Err, e.Undo)
 	for _, p := range e.Places {
 		msg += "\n  " + p
+	}
+	if e.Marker != "" {
+		msg += "\nput these back by hand, then remove " + e.Marker + "; nodeprep changes nothing here before that"
 	}
 	return msg
 }
@@ -174,8 +193,14 @@ type run struct {
 	// whose entries changed since they were last made durable.
 	made  []string
 	dirty map[string]bool
-	// committed counts the changes of rec that were carried out.
+	// committed counts the changes of rec that were carried out; stuck are those that
+	// could not be undone.
 	committed int
+	stuck     []Change
+	// left says what an undo leaves that harms nobody.
+	left []string
+	// was is what the daemon was found to be before the commit; nil if it did not answer.
+	was *desired.Daemon
 	// removedDirs are how directories were that are gone.
 	removedDirs []removedDir
 	reloaded    bool
@@ -183,6 +208,10 @@ type run struct {
 	started     []string // units started that were down, or tried
 	settings    []setting
 	images      []Imported
+	// told counts the plan's warnings that whoever called Apply has.
+	told int
+	// aliases are the names that modules loaded by another name have.
+	aliases map[string][]string
 }
 
 // Apply carries a plan out as one transaction. A plan that is empty does nothing at
@@ -191,6 +220,7 @@ type run struct {
 // put back and the error is *RevertedError, or *StrandedError if that failed too.
 func Apply(ctx context.Context, h *host.Host, plan *Plan, opt ApplyOptions) (*Result, error) {
 	r := &run{h: h, root: h.Root, plan: plan, opt: opt, w: opt.writer, res: &Result{Generation: plan.receipt.generation()}, dirty: map[string]bool{}}
+	r.told = len(plan.Warnings)
 	if plan.Empty() {
 		return r.res, nil
 	}
@@ -209,7 +239,10 @@ func Apply(ctx context.Context, h *host.Host, plan *Plan, opt ApplyOptions) (*Re
 		if unlock, err = Lock(r.root); err != nil {
 			return err
 		}
-		return r.refresh(ctx)
+		if err := r.refresh(ctx); err != nil {
+			return err
+		}
+		return r.unresolved()
 	})
 	if unlock != nil {
 		defer unlock()
@@ -235,6 +268,7 @@ func Apply(ctx context.Context, h *host.Host, plan *Plan, opt ApplyOptions) (*Re
 	if err != nil {
 		return nil, errors.Join(err, r.unstage())
 	}
+	r.observe(ctx)
 	for _, p := range []struct {
 		phase Phase
 		run   func() error
@@ -285,7 +319,7 @@ func (r *run) refresh(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.plan, r.res.Generation = plan, now.generation()
+	r.plan, r.res.Generation, r.told = plan, now.generation(), 0
 	return plan.Refusal()
 }
 

@@ -42,8 +42,9 @@ type Record struct {
 	To   int `json:"to"`
 	// Dirs are directories that the run makes for its files, outermost first.
 	Dirs []string `json:"dirs,omitempty"`
-	// Changes are in the order in which they are made.
+	// Changes are in the order in which they are made, Repairs come after them.
 	Changes []Change `json:"changes"`
+	Repairs []Repair `json:"repairs,omitempty"`
 }
 
 // Change replaces, makes or removes one path, always by a single rename or unlink.
@@ -82,6 +83,10 @@ func (r *run) commit() error {
 		if err := r.change(c); err != nil {
 			return r.explain(fmt.Errorf("replace %s: %w", c.Path, err))
 		}
+		r.committed++
+	}
+	if err := r.repairAll(); err != nil {
+		return err
 	}
 	if err := r.makeDirs(); err != nil {
 		return r.explain(err)
@@ -141,7 +146,7 @@ func (r *run) record() error {
 		}
 	}
 	slices.Sort(r.rec.Dirs)
-	return nil
+	return r.recordRepairs()
 }
 
 func sameStat(a, b fs.FileInfo) bool {
@@ -152,25 +157,46 @@ func sameStat(a, b fs.FileInfo) bool {
 	return x.Ino == y.Ino && x.Mode == y.Mode && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
 
-func (r *run) generationDir(top string, n int) string {
-	return filepath.Join(top, "generations", fmt.Sprint(n))
+// generation is a path, as on the node, below the directory that keeps what generation
+// n was; top is StateDir or a keptDir.
+func generation(top string, n int, name string) string {
+	return path.Join(top, "generations", fmt.Sprint(n), name)
+}
+
+// keptAt is where on this machine something kept is. What it was read from comes with
+// the root, so that it must neither lead out of the root nor to what nodeprep did not
+// put aside.
+func (r *run) keptAt(k *Kept) (string, error) {
+	real, err := r.root.Locate(k.Path)
+	if err != nil {
+		return "", err
+	}
+	for _, dir := range []string{"generations", "original"} {
+		top, err := r.root.Resolve(path.Join(StateDir, dir))
+		if err != nil {
+			return "", err
+		}
+		if strings.HasPrefix(real, top+"/") || strings.Contains(r.shown(real), "/"+keptDir+"/"+dir+"/") {
+			return real, nil
+		}
+	}
+	return "", fmt.Errorf("%s is not where nodeprep keeps what it puts aside", k.Path)
 }
 
 // keepAll puts aside what the changes will replace, with the record and the receipt
 // that belong to it.
 func (r *run) keepAll() error {
-	state, err := r.root.Resolve(StateDir)
+	dir, err := r.root.Locate(generation(StateDir, r.rec.From, ""))
 	if err != nil {
 		return err
 	}
-	dir := r.generationDir(state, r.rec.From)
 	// What an earlier run left under this number belongs to no receipt.
 	if err := r.w.removeTree(dir); err != nil {
 		return err
 	}
 	for i := range r.rec.Changes {
 		c := &r.rec.Changes[i]
-		if c.Kept, err = r.keep(i, c, state); err != nil {
+		if c.Kept, err = r.keep(i, c); err != nil {
 			return fmt.Errorf("keep %s: %w", c.Path, err)
 		}
 	}
@@ -187,11 +213,11 @@ func (r *run) keepAll() error {
 	if r.plan.receipt == nil {
 		return nil
 	}
-	receipt, err := r.root.Resolve(ReceiptPath)
-	if err != nil {
+	// A copy, not a link: not every filesystem has hard links.
+	if data, err = r.root.ReadFile(ReceiptPath); err != nil {
 		return err
 	}
-	return r.w.link(receipt, filepath.Join(dir, "receipt.json"))
+	return r.writeSmall(filepath.Join(dir, "receipt.json"), data)
 }
 
 // writeSmall writes a file of nodeprep's own, 0600 and durable.
@@ -215,7 +241,7 @@ func (r *run) writeSmall(real string, data []byte) error {
 // keep puts one path aside: by hard link, which costs nothing and keeps everything
 // of the file, near StateDir where that is on the same filesystem; else a small file
 // as a copy there, a large one by hard link at the top of its own filesystem.
-func (r *run) keep(i int, c *Change, state string) (*Kept, error) {
+func (r *run) keep(i int, c *Change) (*Kept, error) {
 	real := r.abs(c.Real)
 	fi, err := lstat(real)
 	if err != nil || fi == nil {
@@ -228,29 +254,37 @@ func (r *run) keep(i int, c *Change, state string) (*Kept, error) {
 		k.Target, err = os.Readlink(real)
 		return k, err
 	}
-	place := func(top string) string {
+	place := func(top string) (string, error) {
 		name := fmt.Sprintf("%04d-%s", i, path.Base(c.Real))
+		p := generation(top, r.rec.From, name)
 		if c.Adopted {
-			return filepath.Join(top, "original", r.id+"-"+name)
+			p = path.Join(top, "original", r.id+"-"+name)
 		}
-		return filepath.Join(r.generationDir(top, r.rec.From), name)
+		at, err := r.root.Locate(p)
+		if err != nil {
+			return "", err
+		}
+		return at, r.ensureDir(filepath.Dir(at), 0o700)
 	}
-	at := place(state)
-	if err := r.ensureDir(filepath.Dir(at), 0o700); err != nil {
+	near, err := place(StateDir)
+	if err != nil {
 		return nil, err
 	}
+	at := near
 	err = r.w.link(real, at)
 	if errors.Is(err, unix.EXDEV) && fi.Size() > copyLimit {
-		at = place(filepath.Join(topOf(real, r.root.Dir()), keptDir))
-		if err := r.ensureDir(filepath.Dir(at), 0o700); err != nil {
+		if at, err = place(path.Join(r.shown(topOf(real, r.root.Dir())), keptDir)); err != nil {
+			return nil, err
+		}
+		// What an earlier run left under this name belongs to no receipt.
+		if err := r.w.remove(at); err != nil {
 			return nil, err
 		}
 		err = r.w.link(real, at)
 	}
 	if errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EMLINK) {
 		// Filesystems without hard links, and small files of another one.
-		k.Copied = true
-		at = place(state)
+		k.Copied, at = true, near
 		err = r.copyFile(context.Background(), real, at, k)
 	}
 	if err != nil {
@@ -261,7 +295,9 @@ func (r *run) keep(i int, c *Change, state string) (*Kept, error) {
 	return k, nil
 }
 
-// topOf is the highest directory within root on the filesystem of a path's directory.
+// topOf is the highest directory within root to which a file in a path's directory can
+// be linked: on its device, since one mount may show several (btrfs), and in its mount,
+// since link(2) does not cross from one mount of a filesystem to another.
 func topOf(real, root string) string {
 	device := func(p string) uint64 {
 		var st unix.Stat_t
@@ -271,13 +307,15 @@ func topOf(real, root string) string {
 		return uint64(st.Dev)
 	}
 	dir := filepath.Dir(real)
-	for dir != root && dir != "/" && device(filepath.Dir(dir)) == device(dir) {
+	top := mountPoint(dir)
+	for dir != root && dir != top && dir != "/" && device(filepath.Dir(dir)) == device(dir) {
 		dir = filepath.Dir(dir)
 	}
 	return dir
 }
 
-// copyFile copies content, owner, mode and time, durably.
+// copyFile copies content, owner, mode and time, durably; when it fails there is no
+// copy.
 func (r *run) copyFile(ctx context.Context, from, to string, k *Kept) error {
 	in, err := os.OpenFile(from, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
@@ -288,15 +326,19 @@ func (r *run) copyFile(ctx context.Context, from, to string, k *Kept) error {
 	if err != nil {
 		return err
 	}
-	if _, err := io.Copy(struct{ io.Writer }{out}, in); err != nil {
+	if _, err = io.Copy(struct{ io.Writer }{out}, in); err != nil {
 		out.abandon()
-		return err
+	} else {
+		var o *owner
+		if r.w.chown {
+			o = &owner{k.UID, k.GID}
+		}
+		err = out.finish(k.Mode, o, time.Unix(0, k.MTime))
 	}
-	var o *owner
-	if r.w.chown {
-		o = &owner{k.UID, k.GID}
+	if err != nil {
+		return errors.Join(err, r.w.remove(to))
 	}
-	return out.finish(k.Mode, o, time.Unix(0, k.MTime))
+	return nil
 }
 
 // copyKept makes what was kept appear at a staging name, and leaves it kept.
@@ -310,13 +352,17 @@ func (r *run) copyKept(ctx context.Context, k *Kept, temp string) error {
 		}
 		return nil
 	}
+	at, err := r.keptAt(k)
+	if err != nil {
+		return err
+	}
 	if !k.Copied {
-		err := r.w.link(r.abs(k.Path), temp)
+		err := r.w.link(at, temp)
 		if err == nil || !errors.Is(err, unix.EXDEV) {
 			return err
 		}
 	}
-	return r.copyFile(ctx, r.abs(k.Path), temp, k)
+	return r.copyFile(ctx, at, temp, k)
 }
 
 // ensureDir makes a directory of nodeprep's own, and those above it.
@@ -365,7 +411,6 @@ func (r *run) change(c *Change) error {
 	real := r.abs(c.Real)
 	r.dirty[filepath.Dir(real)] = true
 	if c.Staged == "" {
-		r.committed++
 		return r.w.remove(real)
 	}
 	for _, p := range parents(real) {
@@ -377,7 +422,6 @@ func (r *run) change(c *Change) error {
 	}
 	temp := r.abs(c.Staged)
 	r.dirty[filepath.Dir(temp)] = true
-	r.committed++
 	return r.w.rename(temp, real)
 }
 
@@ -417,12 +461,12 @@ func (r *run) dropDirs() error {
 		if fi == nil {
 			continue
 		}
-		err = r.w.rmdir(it.real)
-		if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) {
-			continue // somebody uses it
-		}
+		gone, err := r.w.rmdirUnused(it.real)
 		if err != nil {
 			return err
+		}
+		if !gone {
+			continue // somebody uses it
 		}
 		r.removedDirs = append(r.removedDirs, removedDir{it.real, fi})
 		r.dirty[filepath.Dir(it.real)] = true
@@ -436,7 +480,7 @@ func (r *run) syncDirs() error {
 	var g errgroup.Group
 	g.SetLimit(16)
 	for dir := range r.dirty {
-		g.Go(func() error { return r.w.syncDir(dir) })
+		g.Go(func() error { return r.w.sync(dir) })
 	}
 	r.dirty = map[string]bool{}
 	return g.Wait()
@@ -477,7 +521,7 @@ func (r *run) settle() error {
 			r.res.Changed = append(r.res.Changed, it)
 		}
 	}
-	r.res.Warnings = append(r.res.Warnings, r.plan.Warnings...)
+	r.res.Warnings = append(r.res.Warnings, r.plan.Warnings[r.told:]...)
 	return nil
 }
 
@@ -491,6 +535,7 @@ func (r *run) newReceipt() (*Receipt, error) {
 	for _, u := range r.plan.state.Units {
 		rec.Units = append(rec.Units, u.Name)
 	}
+	rec.Modules = r.modules()
 	owned := map[string]Owned{}
 	gone := map[string]bool{}
 	for _, c := range r.rec.Changes {
@@ -510,6 +555,20 @@ func (r *run) newReceipt() (*Receipt, error) {
 			if !gone[own.Path] && fi != nil {
 				owned[own.Path] = own
 			}
+		}
+	}
+	for i := range r.plan.Items {
+		it := &r.plan.Items[i]
+		if it.Action != Leave || it.own == nil || r.plan.find(KindArtifact, it.own.Component) == nil {
+			continue
+		}
+		// The release has it no longer: what somebody made of it is his. Only what it
+		// replaced is still to be given back.
+		if own := *it.own; own.Before == nil {
+			delete(owned, own.Path)
+		} else {
+			own.Component = ""
+			owned[own.Path] = own
 		}
 	}
 	for i := range r.plan.Items {

@@ -1,6 +1,7 @@
 package install
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"github.com/nodeprep/nodeprep/internal/desired"
 	"github.com/nodeprep/nodeprep/internal/diag"
 	"github.com/nodeprep/nodeprep/internal/host"
+	"github.com/nodeprep/nodeprep/systemd"
 )
 
 // DiffOptions are what a comparison needs besides the state and the host.
@@ -27,6 +29,27 @@ type DiffOptions struct {
 	// live overrides, in tests, what the root itself says.
 	live bool
 }
+
+// masks reports whether a path leads to /dev/null or to an empty file, which to systemd
+// is as if there were none, even where another directory has one (systemd.unit(5)).
+func (d *differ) masks(p string) bool {
+	fi, err := d.root.Lstat(p)
+	if err != nil || fi.Mode().Type() != fs.ModeSymlink {
+		return false
+	}
+	real, err := d.root.Resolve(p)
+	if err != nil {
+		return false
+	}
+	if d.shown(real) == "/dev/null" {
+		return true
+	}
+	fi, err = lstat(real)
+	return err == nil && fi != nil && fi.Mode().IsRegular() && fi.Size() == 0
+}
+
+// unitDir is where the host's own units are.
+const unitDir = "/etc/systemd/system"
 
 // defaultUnit is restarted by changes that name no unit.
 const defaultUnit = "containerd.service"
@@ -133,6 +156,12 @@ func shown(root *host.Root, real string) string {
 	return "/" + strings.TrimPrefix(strings.TrimPrefix(real, root.Dir()), "/")
 }
 
+// private reports whether a file is not for everybody to read, so that showing what
+// is in it would give it away.
+func private(fi fs.FileInfo) bool {
+	return fi != nil && fi.Mode().IsRegular() && fi.Mode().Perm()&0o004 == 0
+}
+
 func isAbsent(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR)
 }
@@ -146,18 +175,19 @@ func lstat(real string) (fs.FileInfo, error) {
 	return fi, err
 }
 
-func (d *differ) effect(e desired.Effect, unit string, c cause) {
-	if unit == "" {
-		unit = d.state.Daemon.Unit
-	}
-	if unit == "" {
-		unit = defaultUnit
-	}
-	u := d.units[unit]
+// unit is where the causes of a unit gather; "" is the daemon's.
+func (d *differ) unit(name string) *unitCauses {
+	name = cmp.Or(name, d.state.Daemon.Unit, defaultUnit)
+	u := d.units[name]
 	if u == nil {
 		u = &unitCauses{}
-		d.units[unit] = u
+		d.units[name] = u
 	}
+	return u
+}
+
+func (d *differ) effect(e desired.Effect, unit string, c cause) {
+	u := d.unit(unit)
 	switch e {
 	case desired.EffectUnit:
 		u.reload = append(u.reload, c)
@@ -181,6 +211,10 @@ func (d *differ) file(f *desired.File) error {
 	}
 	own := d.receipt.Find(f.Path)
 	it.own = own
+	if own != nil && own.Salted || private(fi) {
+		// What stands there is a secret, even if what comes is none: a diff has both.
+		it.Secret, it.New = true, nil
+	}
 	if why := d.blocked(real); why != "" {
 		it.Action, it.Reason = Refuse, why
 		d.add(it)
@@ -220,6 +254,12 @@ func (d *differ) file(f *desired.File) error {
 		}
 	}
 	it.OldMode = permissions(fi.Mode())
+	if foreign != "" && f.Effect == desired.EffectUnit && d.masks(f.Path) {
+		foreign = "is a symbolic link that masks it; remove the link to lift that"
+		if path.Dir(f.Path) == unitDir {
+			foreign = fmt.Sprintf(`is a symbolic link: the unit is masked; "systemctl unmask %s" lifts that`, path.Base(f.Path))
+		}
+	}
 	if foreign != "" {
 		it.Adoptable = fi.Mode().IsRegular() || fi.Mode().Type() == fs.ModeSymlink
 		if !d.opt.Adopt || !it.Adoptable {
@@ -238,7 +278,7 @@ func (d *differ) file(f *desired.File) error {
 			return fmt.Errorf("read %s: %w", f.Path, err)
 		}
 		keys = changedKeys(f.Format, old, f.Content)
-		if !f.Secret {
+		if !it.Secret {
 			it.Old = old
 		}
 		if why == "" && len(keys) == 0 {
@@ -248,7 +288,7 @@ func (d *differ) file(f *desired.File) error {
 			}
 		}
 	}
-	if !f.Secret {
+	if !it.Secret {
 		it.Details = keys
 	}
 	it.Reason = why
@@ -258,10 +298,15 @@ func (d *differ) file(f *desired.File) error {
 	d.add(it)
 	if len(keys) > 0 {
 		what := strings.Join(keys, ", ")
-		if f.Secret {
+		if it.Secret {
 			what = "content"
 		}
 		d.effect(f.Effect, f.Unit, cause{reason: path.Base(f.Path) + ": " + what + " changed"})
+	} else if f.Effect == desired.EffectUnit {
+		// systemd goes by the file's time, not by its meaning: without a reload it
+		// warns about the unit from now on.
+		u := d.unit(f.Unit)
+		u.reload = append(u.reload, cause{reason: path.Base(f.Path) + ": " + it.Reason})
 	}
 	return nil
 }
@@ -316,6 +361,8 @@ func (d *differ) link(want *desired.Link, unit string) error {
 			return err
 		}
 		switch {
+		case unit != "" && it.OldVersion != want.Target && d.masks(want.Path):
+			it.Reason, it.Adoptable = "is a symbolic link to "+it.OldVersion+", which keeps the unit from starting at boot", true
 		// systemd looks at the name of a link in a .wants directory, not at its target.
 		case it.OldVersion == want.Target && own != nil, unit != "":
 			it.Action = Keep
@@ -346,11 +393,6 @@ func (d *differ) link(want *desired.Link, unit string) error {
 	return nil
 }
 
-func (d *differ) unit(name string) *unitCauses {
-	d.effect(desired.EffectNone, name, cause{})
-	return d.units[name]
-}
-
 // sameRelease reports whether what was unpacked is what is wanted. A wanted digest
 // that nobody knows cannot differ.
 func sameRelease(a *desired.Artifact, was *Installed) bool {
@@ -366,7 +408,7 @@ func (d *differ) artifact(a *desired.Artifact) error {
 		it.OldVersion = was.Version
 	}
 	var restart, broken []string
-	var refused []Item
+	var refused, repairs []Item
 	for i := range a.Members {
 		m := &a.Members[i]
 		real, fi, err := d.look(m.Path)
@@ -380,6 +422,18 @@ func (d *differ) artifact(a *desired.Artifact) error {
 				it.only[m.Path] = true
 				return
 			}
+			if m.Optional && !same {
+				if it.undecided == nil {
+					it.undecided = map[string]Refused{}
+				}
+				it.undecided[m.Path] = Refused{Path: m.Path, Reason: why, Origin: a.Origin, Adoptable: adoptable}
+				hint := "move it out of the way"
+				if adoptable {
+					hint += ", or take it over with --adopt"
+				}
+				d.plan.Warnings.Warnf(diag.Origin{File: m.Path}, hint, "%s; apply stops if %s %s has a file for this place", why, a.Component, a.Version)
+				return
+			}
 			refused = append(refused, Item{Action: Refuse, Kind: KindFile, Path: m.Path, Reason: why, Origin: a.Origin, Adoptable: adoptable, real: real})
 		}
 		if why := d.blocked(real); why != "" {
@@ -388,10 +442,10 @@ func (d *differ) artifact(a *desired.Artifact) error {
 		}
 		fix := ""
 		switch {
-		case fi == nil && (own != nil || !m.Optional):
+		case fi == nil && (own != nil && own.Component == a.Component || !m.Optional):
 			fix = "is missing"
 		case fi == nil:
-		case own == nil && same && m.Optional:
+		case same && m.Optional && (own == nil || own.Component != a.Component):
 			// The release lacks it: what is there is none of ours.
 		case own == nil || own.Kind != KindFile:
 			why := "exists and was not written by nodeprep"
@@ -405,12 +459,23 @@ func (d *differ) artifact(a *desired.Artifact) error {
 			if err != nil {
 				return fmt.Errorf("compare %s: %w", m.Path, err)
 			}
+			if drift == modeChanged {
+				// Who could change these may have changed more, and the time too.
+				if drift, what, err = d.receipt.compare(real, fi, own, true); err != nil {
+					return fmt.Errorf("compare %s: %w", m.Path, err)
+				}
+			}
 			switch drift {
 			case edited:
 				refuse("was changed since nodeprep wrote it: "+what, fi.Mode().IsRegular() || fi.Mode().Type() == fs.ModeSymlink)
 				fix = "is taken over"
 			case modeChanged:
-				fix = what
+				if same {
+					repairs = append(repairs, Item{
+						Action: Update, Kind: KindFile, Path: m.Path, Reason: what, Origin: a.Origin,
+						OldMode: permissions(fi.Mode()), NewMode: own.Mode, own: own, real: real, repair: true,
+					})
+				}
 			}
 		}
 		if fix == "" {
@@ -418,11 +483,11 @@ func (d *differ) artifact(a *desired.Artifact) error {
 		}
 		it.only[m.Path] = true
 		broken = append(broken, m.Path+" "+fix)
-		if m.Effect != desired.EffectNone && fix != "" {
+		if m.Effect != desired.EffectNone {
 			restart = append(restart, m.Name+" "+fix)
 		}
 	}
-	d.plan.Items = append(d.plan.Items, refused...)
+	d.plan.Items = append(append(d.plan.Items, refused...), repairs...)
 	switch {
 	case same && len(it.only) == 0:
 		it.Action = Keep
@@ -540,12 +605,12 @@ func (d *differ) removal(own *Owned, needed, gone map[string]bool) (*Item, error
 		it.Reason = "is no longer wanted; what was there before comes back"
 	}
 	d.plan.seen[real] = fi
-	if own.Kind == KindFile && own.Component == "" && !own.Salted {
+	it.Secret = own.Salted || own.Component == "" && private(fi)
+	if own.Kind == KindFile && own.Component == "" && !it.Secret {
 		if it.Old, err = os.ReadFile(real); err != nil {
 			return nil, err
 		}
 	}
-	it.Secret = own.Salted
 	return it, nil
 }
 
@@ -561,7 +626,7 @@ func (d *differ) kernel() error {
 	builtin := d.builtinModules()
 	for _, m := range d.state.Modules {
 		it := Item{Kind: KindModule, Path: m, Action: Keep}
-		if !d.moduleLoaded(m, builtin) {
+		if !d.moduleLoaded(m, builtin) && !d.isAlias(m, builtin) {
 			it.Action, it.Reason = Load, "is not loaded"
 		}
 		d.add(it)
@@ -595,17 +660,26 @@ func (d *differ) services(ctx context.Context) error {
 	for _, name := range sortedKeys(d.units) {
 		reload = append(reload, d.units[name].reload...)
 	}
+	now := make([]systemd.Properties, len(d.state.Units))
+	for i, u := range d.state.Units {
+		if !u.Active {
+			continue
+		}
+		var err error
+		if now[i], err = d.opt.Services.Properties(ctx, u.Name); err != nil {
+			return err
+		}
+		if now[i].NeedDaemonReload && len(reload) == 0 {
+			reload = append(reload, cause{reason: u.Name + ": its files changed since systemd read them"})
+		}
+	}
 	if len(reload) > 0 {
 		d.add(Item{Action: Reload, Kind: KindUnit, Path: "systemd", Reason: reload[0].reason, Details: reasons(reload), causes: reload})
 	}
 	for i := range d.state.Units {
-		u := &d.state.Units[i]
+		u, st := &d.state.Units[i], now[i]
 		if !u.Active {
 			continue
-		}
-		st, err := d.opt.Services.Properties(ctx, u.Name)
-		if err != nil {
-			return err
 		}
 		it := Item{Kind: KindUnit, Path: u.Name, Origin: u.Origin, Action: Keep, OldVersion: st.ActiveState}
 		var causes []cause
@@ -651,6 +725,8 @@ func (d *differ) images() error {
 			// It was imported; a stick that is gone since is no fault.
 		case err != nil:
 			return fmt.Errorf("image %s: %w (from %s)", img.File, err, img.Origin)
+		case !fi.Mode().IsRegular():
+			return fmt.Errorf("image %s: is %s, not an archive (from %s)", img.File, typeName(fi.Mode()), img.Origin)
 		case was == nil:
 			it.Action, it.Reason = Import, "new"
 		case was.Pending && d.plan.live:
@@ -658,7 +734,7 @@ func (d *differ) images() error {
 		case was.Pin != img.Pin:
 			it.Action, it.Reason = Import, "its pin changes"
 		case was.Size != fi.Size() || was.MTime != fi.ModTime().UnixNano():
-			sum, err := digestFile(img.File, "", false)
+			sum, err := digestArchive(img.File)
 			if err != nil {
 				return fmt.Errorf("image %s: %w", img.File, err)
 			}

@@ -83,6 +83,8 @@ type services struct {
 	asked  int
 	did    []string
 	fail   map[string]error
+	// mainPID is the unit's process; 0 is 7, as the root's proc has it, -1 is none.
+	mainPID int
 }
 
 func (s *services) act(what string) error {
@@ -98,7 +100,11 @@ func (s *services) Properties(context.Context, string) (systemd.Properties, erro
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.asked++
-	return systemd.Properties{LoadState: "loaded", ActiveState: s.active, MainPID: 7}, nil
+	p := systemd.Properties{LoadState: "loaded", ActiveState: s.active, MainPID: 7}
+	if s.mainPID != 0 {
+		p.MainPID = max(s.mainPID, 0)
+	}
+	return p, nil
 }
 func (s *services) Reload(context.Context) error { return s.act("reload") }
 func (s *services) Start(_ context.Context, u string) error {
@@ -116,11 +122,19 @@ type fakeDaemon struct {
 	sick     map[string]error
 	asked    []string
 	imported []string
+	pid      int // who listens; 0 is the unit's own process
 }
 
 func (d *fakeDaemon) Healthy(_ context.Context, want desired.Daemon) error {
 	d.asked = append(d.asked, want.Version)
 	return d.sick[want.Version]
+}
+
+func (d *fakeDaemon) Process(context.Context, desired.Daemon) (int, error) {
+	if d.pid != 0 {
+		return d.pid, nil
+	}
+	return 7, nil
 }
 
 func (d *fakeDaemon) Import(_ context.Context, _ desired.Daemon, img desired.Image, archive io.Reader) ([]string, error) {
@@ -179,9 +193,11 @@ func (n *node) live() {
 	n.daemon = &fakeDaemon{sick: map[string]error{}}
 	n.opt.Services, n.opt.Daemon, n.opt.live = n.services, n.daemon, true
 	n.write("/proc/7/oom_score_adj", "-999\n")
+	n.symlink("/usr/local/bin/containerd", "/proc/7/exe")
 	n.h.Run = func(context.Context, host.Cmd) (host.Output, error) {
 		return host.Output{Stdout: []byte("I am v1.0.0, 1.0.1~ds1, 1.1.0 and 2.0.0")}, nil
 	}
+	n.write("/sbin/modprobe", "")
 }
 
 func (n *node) write(p, content string) {
@@ -585,7 +601,7 @@ func TestWhatRestarts(t *testing.T) {
 		reason string
 	}{
 		{"a comment", func(n *node) { n.file(config).Content = []byte("# hello\nversion = 2\n") }, []string{"update file " + config}, ""},
-		{"order and spelling", func(n *node) { n.file(unit).Content = []byte("# x\n" + unitText) }, []string{"update file " + unit}, ""},
+		{"order and spelling", func(n *node) { n.file(unit).Content = []byte("# x\n" + unitText) }, []string{"update file " + unit, "reload unit systemd"}, ""},
 		{"a value", func(n *node) {
 			n.file(config).Content = []byte("version = 2\n[plugins.'io.containerd.grpc.v1.cri']\nsandbox_image = 'x'\n")
 		},
@@ -694,7 +710,7 @@ func TestFailureAfterCommitIsUndone(t *testing.T) {
 		{"module", func(n *node) {
 			n.state.Modules = []string{"no_such_module"}
 			n.h.Run = func(_ context.Context, c host.Cmd) (host.Output, error) {
-				if c.Path == "modprobe" {
+				if c.Path == "/sbin/modprobe" {
 					return host.Output{}, errors.New("modprobe: not found")
 				}
 				return host.Output{Stdout: []byte("2.0.0")}, nil
@@ -755,7 +771,7 @@ func TestFirstStartFails(t *testing.T) {
 		t.Fatalf("apply = %v", err)
 	}
 	n.same(before, true, "undo of a first install")
-	if want := []string{"reload", "start containerd.service", "stop containerd.service", "reload"}; !slices.Equal(n.services.did, want) {
+	if want := []string{"reload", "start containerd.service", "stop containerd.service", "reload", "reset-failed containerd.service"}; !slices.Equal(n.services.did, want) {
 		t.Errorf("systemd was told %v, want %v", n.services.did, want)
 	}
 }
@@ -766,7 +782,12 @@ func TestStranded(t *testing.T) {
 	n.apply()
 	n.state.Artifacts[0].Version, n.state.Daemon.Version = "2.0.0", "2.0.0"
 	n.daemon.sick["2.0.0"] = errors.New("new one is ill")
-	n.daemon.sick["1.0.0"] = errors.New("old one too")
+	n.opt.writer = &writer{before: func(_ int64, op, _ string) error {
+		if op == "rename" {
+			n.daemon.sick["1.0.0"] = errors.New("old one too")
+		}
+		return nil
+	}}
 	_, err := n.tryApply(t.Context())
 	var stranded *StrandedError
 	if !errors.As(err, &stranded) || !strings.Contains(err.Error(), "new one is ill") || !strings.Contains(err.Error(), "old one too") {
@@ -1095,7 +1116,7 @@ func TestKernel(t *testing.T) {
 	var ran []string
 	n.h.Run = func(_ context.Context, c host.Cmd) (host.Output, error) {
 		ran = append(ran, filepath.Base(c.String()))
-		if c.Path == "modprobe" {
+		if c.Path == "/sbin/modprobe" {
 			n.write("/proc/sys/net/bridge/x", "0\n")
 			n.write("/sys/module/"+c.Args[1]+"/refcnt", "0")
 		}

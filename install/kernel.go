@@ -56,3 +56,30 @@ func (d *differ) builtinModules() map[string]bool {
 	}
 	return names
 }
+
+// isAlias reports whether the receipt has a module as an alias of others that are loaded.
+func (d *differ) isAlias(name string, builtin map[string]bool) bool {
+	if d.receipt == nil {
+		return false
+	}
+	others, ok := d.receipt.Modules[name]
+	return ok && !slices.ContainsFunc(others, func(m string) bool { return !d.moduleLoaded(m, builtin) })
+}
+
+// modules are the aliases for the receipt: those loaded now, and those of before.
+func (r *run) modules() map[string][]string {
+	out := map[string][]string{}
+	for _, m := range r.plan.state.Modules {
+		if others, ok := r.aliases[m]; ok {
+			out[m] = others
+			continue
+		}
+		if it := r.plan.find(KindModule, m); r.plan.receipt == nil || it != nil && it.Action == Load {
+			continue
+		}
+		if others, ok := r.plan.receipt.Modules[m]; ok {
+			out[m] = others
+		}
+	}
+	return out
+}

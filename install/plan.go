@@ -67,6 +67,11 @@ type Item struct {
 	real     string // where the path leads on this machine
 	// only limits an artifact to the members at these paths; nil means all.
 	only map[string]bool
+	// undecided are optional members that stand there and are not ours: they are
+	// refused if the release has them, which shows when it is unpacked.
+	undecided map[string]Refused
+	// repair says that a file needs only the mode and owner that own has.
+	repair bool
 	// causes are why a unit restarts, each with the component it hangs on.
 	causes []cause
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/nodeprep/nodeprep/internal/diag"
+	"github.com/nodeprep/nodeprep/internal/host"
 )
 
 // prune removes generations beyond the wanted number and originals that nothing
@@ -25,8 +26,7 @@ func (r *run) pruneAll() error {
 	if err != nil {
 		return err
 	}
-	all := filepath.Join(state, "generations")
-	entries, err := os.ReadDir(all)
+	entries, err := r.root.ReadDir(StateDir + "/generations")
 	if err != nil {
 		return err
 	}
@@ -42,8 +42,7 @@ func (r *run) pruneAll() error {
 	old := max(len(numbers)-max(r.plan.state.Generations, 0), 0)
 	var drop []Kept
 	for i, n := range numbers {
-		dir := r.generationDir(state, n)
-		rec, err := readRecord(filepath.Join(dir, "record.json"))
+		rec, err := readRecord(r.root, generation(StateDir, n, "record.json"))
 		if err != nil {
 			faults = append(faults, err)
 		}
@@ -58,7 +57,7 @@ func (r *run) pruneAll() error {
 			}
 		}
 		if i >= old {
-			receipt, err := readReceiptFile(filepath.Join(dir, "receipt.json"))
+			receipt, err := readReceiptFile(r.root, generation(StateDir, n, "receipt.json"))
 			if err != nil {
 				faults = append(faults, err)
 			}
@@ -67,6 +66,8 @@ func (r *run) pruneAll() error {
 					needed[own.Before.Path] = true
 				}
 			}
+		} else if dir, err := r.root.Locate(generation(StateDir, n, "")); err != nil {
+			faults = append(faults, err)
 		} else {
 			faults = append(faults, r.w.removeTree(dir))
 		}
@@ -91,7 +92,11 @@ func (r *run) pruneAll() error {
 		if needed[k.Path] {
 			continue
 		}
-		real := r.abs(k.Path)
+		real, err := r.keptAt(&k)
+		if err != nil {
+			faults = append(faults, err)
+			continue
+		}
 		faults = append(faults, r.w.remove(real))
 		r.dropEmpty(filepath.Dir(real), state)
 	}
@@ -112,22 +117,30 @@ func (r *run) dropEmpty(dir, state string) {
 	}
 }
 
-func readRecord(real string) (Record, error) {
+func readRecord(root *host.Root, p string) (Record, error) {
 	var rec Record
-	data, err := os.ReadFile(real)
+	data, err := root.ReadFile(p)
 	if err != nil {
 		return rec, err
 	}
 	if err := json.Unmarshal(data, &rec); err != nil {
-		return rec, fmt.Errorf("read %s: %w", real, err)
+		return rec, fmt.Errorf("read %s: %w", p, err)
+	}
+	var faults []error
+	for i := range rec.Changes {
+		c := &rec.Changes[i]
+		faults = append(faults, checkPath(c.Path), checkPath(c.Real), c.Kept.check())
+	}
+	if err := errors.Join(faults...); err != nil {
+		return Record{}, fmt.Errorf("read %s: %w", p, err)
 	}
 	return rec, nil
 }
 
 // readReceiptFile reads the receipt of an older generation; the first has none.
-func readReceiptFile(real string) (Receipt, error) {
+func readReceiptFile(root *host.Root, p string) (Receipt, error) {
 	var rec Receipt
-	data, err := os.ReadFile(real)
+	data, err := root.ReadFile(p)
 	if isAbsent(err) {
 		return rec, nil
 	}
@@ -135,7 +148,10 @@ func readReceiptFile(real string) (Receipt, error) {
 		return rec, err
 	}
 	if err := json.Unmarshal(data, &rec); err != nil {
-		return rec, fmt.Errorf("read %s: %w", real, err)
+		return rec, fmt.Errorf("read %s: %w", p, err)
+	}
+	if err := rec.check(); err != nil {
+		return Receipt{}, fmt.Errorf("read %s: %w", p, err)
 	}
 	return rec, nil
 }

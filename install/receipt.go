@@ -66,6 +66,9 @@ type Receipt struct {
 	Artifacts []Installed `json:"artifacts,omitempty"`
 	Units     []string    `json:"units,omitempty"`
 	Images    []Imported  `json:"images,omitempty"`
+	// Modules has, for each module that was loaded by an alias, those which the kernel
+	// shows in its place; none where that could not be told.
+	Modules map[string][]string `json:"modules,omitempty"`
 	// Daemon is what the running containerd was held to.
 	Daemon desired.Daemon `json:"daemon"`
 }
@@ -167,7 +170,35 @@ func ReadReceipt(root *host.Root) (*Receipt, error) {
 	if err := json.Unmarshal(data, r); err != nil {
 		return nil, fmt.Errorf("read receipt %s: %w", ReceiptPath, err)
 	}
+	if err := r.check(); err != nil {
+		return nil, fmt.Errorf("read receipt %s: %w", ReceiptPath, err)
+	}
 	return r, nil
+}
+
+// check refuses paths that no nodeprep wrote: a receipt comes with the root, which may
+// be somebody else's image.
+func (r *Receipt) check() error {
+	var faults []error
+	for i := range r.Owned {
+		own := &r.Owned[i]
+		faults = append(faults, checkPath(own.Path), own.Before.check())
+	}
+	return errors.Join(faults...)
+}
+
+func (k *Kept) check() error {
+	if k == nil || k.Kind == KindLink && k.Path == "" {
+		return nil
+	}
+	return checkPath(k.Path)
+}
+
+func checkPath(p string) error {
+	if p != path.Clean(p) || !path.IsAbs(p) || p == "/" {
+		return fmt.Errorf("%q is not a clean absolute path; nodeprep did not write that", p)
+	}
+	return nil
 }
 
 // encode is the receipt's file.

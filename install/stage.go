@@ -95,7 +95,7 @@ func (r *run) stage(ctx context.Context) error {
 	if err := r.prepare(); err != nil {
 		return err
 	}
-	if err := r.writable(); err != nil {
+	if err := errors.Join(r.writable(), r.readable()); err != nil {
 		return err
 	}
 	if err := r.obtain(ctx); err != nil {
@@ -185,11 +185,15 @@ func (r *run) targets() []string {
 	return out
 }
 
-// writable finds read-only filesystems and directories before anything is written.
+// writable finds read-only filesystems and directories, and files that no rename can
+// replace, before anything is written.
 func (r *run) writable() error {
 	seen := map[string]bool{}
 	var faults []error
 	for _, real := range r.targets() {
+		if why := fixed(real, r.shown(real)); why != "" {
+			faults = append(faults, fmt.Errorf("write %s: %s", r.shown(real), why))
+		}
 		dir, err := stageDir(real)
 		if err != nil {
 			return err
@@ -232,6 +236,25 @@ func mountPoint(real string) string {
 		}
 	}
 	return best
+}
+
+// readable finds image archives that cannot be read before anything is written: they
+// are imported last.
+func (r *run) readable() error {
+	var faults []error
+	for i := range r.plan.Items {
+		it := &r.plan.Items[i]
+		if it.Action != Import {
+			continue
+		}
+		f, err := os.Open(it.Path)
+		if err != nil {
+			faults = append(faults, fmt.Errorf("import image: %w (from %s)", err, it.Origin))
+			continue
+		}
+		f.Close()
+	}
+	return errors.Join(faults...)
 }
 
 // obtain has every release file at hand, several at once.
@@ -455,12 +478,17 @@ func (r *run) settleArtifacts(ctx context.Context) error {
 			replaced = append(replaced, it.Path)
 		}
 	}
+	var refused NotOwnedError
 	for _, component := range replaced {
 		now := map[string]bool{}
 		changed := false
+		it := r.plan.find(KindArtifact, component)
 		for _, s := range slices.Clone(r.staging.items) {
 			if s.own.Component != component {
 				continue
+			}
+			if why, ok := it.undecided[s.own.Path]; ok {
+				refused.Refused = append(refused.Refused, why)
 			}
 			now[s.own.Path] = true
 			was := rec.Find(s.own.Path)
@@ -498,9 +526,15 @@ func (r *run) settleArtifacts(ctx context.Context) error {
 				changed = changed || gone && own.Effect != desired.EffectNone
 			}
 		}
+		// outdated may have moved the items.
+		it = r.plan.find(KindArtifact, component)
+		it.Adopted = slices.DeleteFunc(it.Adopted, func(p string) bool { return !now[p] })
 		if !changed {
 			r.calm(component)
 		}
+	}
+	if len(refused.Refused) > 0 {
+		return &refused
 	}
 	return nil
 }
@@ -533,6 +567,9 @@ func (r *run) calm(component string) {
 		if it.Action == Restart || it.Action == Reload {
 			it.causes = slices.DeleteFunc(it.causes, func(c cause) bool { return c.component == component })
 			it.Details = reasons(it.causes)
+			if len(it.causes) > 0 {
+				it.Reason = it.causes[0].reason
+			}
 		}
 	}
 	r.plan.Items = slices.DeleteFunc(r.plan.Items, func(it Item) bool {

@@ -27,6 +27,11 @@ func (r *run) validate(ctx context.Context) error {
 	if !r.plan.live {
 		return nil
 	}
+	if slices.ContainsFunc(r.plan.Items, func(it Item) bool { return it.Action == Load }) {
+		if _, err := r.modprobe(); err != nil {
+			return err
+		}
+	}
 	return r.ask(ctx)
 }
 
@@ -140,7 +145,8 @@ func (r *run) exec(ctx context.Context, program string, args ...string) (host.Ou
 }
 
 // mentions reports whether text has a version as a whole number: 1.7.2 is not in
-// 1.7.24, but is in v1.7.2 and in 1.7.2~ds1.
+// 1.7.24, but is in v1.7.2 and in what distributions make of it, 1.7.2~ds1 and
+// 1.7.2+unknown. What comes before a release, 1.7.2-rc.1, is not that release.
 func mentions(text, version string) bool {
 	part := func(c byte) bool { return c == '.' || '0' <= c && c <= '9' }
 	for at := 0; ; {
@@ -149,11 +155,19 @@ func mentions(text, version string) bool {
 			return false
 		}
 		start, end := at+i, at+i+len(version)
-		if (start == 0 || !part(text[start-1])) && (end == len(text) || !part(text[end])) {
+		if (start == 0 || !part(text[start-1])) && (end == len(text) || !part(text[end]) && !preRelease(text[end:])) {
 			return true
 		}
 		at = start + 1
 	}
+}
+
+// preRelease reports whether what follows a version makes it one before the release.
+func preRelease(rest string) bool {
+	if rest == "" || rest[0] != '-' && rest[0] != '~' {
+		return false
+	}
+	return slices.ContainsFunc([]string{"rc", "beta", "alpha"}, func(word string) bool { return strings.HasPrefix(rest[1:], word) })
 }
 
 func firstLine(b []byte) string {

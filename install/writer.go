@@ -75,6 +75,10 @@ func (w *writer) lchown(path string, uid, gid uint32) error {
 	return w.do("chown", path, func() error { return os.Lchown(path, int(uid), int(gid)) })
 }
 
+func (w *writer) chmod(path string, mode fs.FileMode) error {
+	return w.do("chmod", path, func() error { return os.Chmod(path, mode) })
+}
+
 func (w *writer) rename(from, to string) error {
 	return w.do("rename", to, func() error { return os.Rename(from, to) })
 }
@@ -110,12 +114,26 @@ func (w *writer) rmdir(path string) error {
 	})
 }
 
-// removeTree removes a directory of ours with what is in it; links are not followed.
-func (w *writer) removeTree(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+// rmdirUnused removes a directory that nobody uses, and reports whether it is gone.
+func (w *writer) rmdirUnused(path string) (gone bool, err error) {
+	err = w.rmdir(path)
+	if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) {
+		return false, nil
 	}
+	return err == nil, err
+}
+
+// removeTree removes a directory of ours with what is in it; links are not followed,
+// and a link in its own place is all that goes.
+func (w *writer) removeTree(dir string) error {
+	fi, err := lstat(dir)
+	if err != nil || fi == nil {
+		return err
+	}
+	if !fi.IsDir() {
+		return w.remove(dir)
+	}
+	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
@@ -133,8 +151,8 @@ func (w *writer) removeTree(dir string) error {
 	return w.rmdir(dir)
 }
 
-// syncDir makes the entries of a directory durable.
-func (w *writer) syncDir(path string) error {
+// sync makes durable the entries of a directory, or a file.
+func (w *writer) sync(path string) error {
 	return w.do("fsync", path, func() error {
 		d, err := os.Open(path)
 		if err != nil {

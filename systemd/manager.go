@@ -26,7 +26,7 @@ var (
 	ErrConnectionLost = errors.New("connection to systemd lost")
 )
 
-// Waits without a deadline of the caller's end after these. A job's is longer than
+// Waits end after these, or at the caller's deadline if that is sooner. A job's is longer than
 // systemd's own stop and start timeouts together (90 s each, systemd-system.conf(5)),
 // so that systemd's verdict comes first.
 const (
@@ -82,7 +82,7 @@ func Connect(ctx context.Context, run Runner) (*Manager, error) {
 		return nil, ErrNotBooted
 	}
 	m := &Manager{dial: dialAny, run: run}
-	ctx, cancel := withDefault(ctx, callTimeout)
+	ctx, cancel := bounded(ctx, callTimeout)
 	defer cancel()
 	if _, err := m.connected(ctx); err != nil {
 		return nil, err
@@ -202,7 +202,7 @@ func dial(ctx context.Context, open func(...dbus.ConnOption) (*dbus.Conn, error)
 
 // Reload makes systemd read all unit files anew (systemctl daemon-reload).
 func (m *Manager) Reload(ctx context.Context) error {
-	ctx, cancel := withDefault(ctx, callTimeout)
+	ctx, cancel := bounded(ctx, callTimeout)
 	defer cancel()
 	l, err := m.connected(ctx)
 	if err != nil {
@@ -218,7 +218,7 @@ func (m *Manager) Reload(ctx context.Context) error {
 // that are enabled already are left alone. The error wraps ErrNoUnit for a unit that
 // systemd does not know; a masked unit and one without an [Install] section are errors.
 func (m *Manager) Enable(ctx context.Context, units ...string) (changed bool, err error) {
-	ctx, cancel := withDefault(ctx, callTimeout)
+	ctx, cancel := bounded(ctx, callTimeout)
 	defer cancel()
 	var wanted []string
 	for _, u := range units {
@@ -257,7 +257,7 @@ func (m *Manager) Enable(ctx context.Context, units ...string) (changed bool, er
 // Disable undoes Enable and reports whether that changed anything. It does not stop
 // the units.
 func (m *Manager) Disable(ctx context.Context, units ...string) (changed bool, err error) {
-	ctx, cancel := withDefault(ctx, callTimeout)
+	ctx, cancel := bounded(ctx, callTimeout)
 	defer cancel()
 	l, err := m.connected(ctx)
 	if err != nil {
@@ -291,6 +291,24 @@ func (m *Manager) Stop(ctx context.Context, unit string) error {
 	})
 }
 
+// ResetFailed forgets that a unit failed (systemctl reset-failed); a unit that systemd
+// does not have in memory has nothing to forget.
+func (m *Manager) ResetFailed(ctx context.Context, unit string) error {
+	ctx, cancel := bounded(ctx, callTimeout)
+	defer cancel()
+	l, err := m.connected(ctx)
+	if err != nil {
+		return err
+	}
+	if err := l.ResetFailedUnitContext(ctx, unit); err != nil {
+		if err = m.cause(l, err); errors.Is(err, ErrNoUnit) {
+			return nil
+		}
+		return fmt.Errorf("reset failed state of %s: %w", unit, err)
+	}
+	return nil
+}
+
 // started holds for a unit that is up, and for one-shot work that is done.
 func started(p Properties) bool {
 	return p.ActiveState == "active" || p.ActiveState == "reloading" ||
@@ -300,7 +318,7 @@ func started(p Properties) bool {
 type enqueue func(b bus, ctx context.Context, name, mode string, ch chan<- string) (int, error)
 
 func (m *Manager) job(ctx context.Context, verb, unit string, call enqueue, good func(Properties) bool) error {
-	ctx, cancel := withDefault(ctx, jobTimeout)
+	ctx, cancel := bounded(ctx, jobTimeout)
 	defer cancel()
 	l, err := m.connected(ctx)
 	if err != nil {
@@ -551,7 +569,7 @@ func (l Limit) String() string {
 // Properties reads a unit's properties. An unknown unit is no error: see
 // Properties.Exists.
 func (m *Manager) Properties(ctx context.Context, unit string) (Properties, error) {
-	ctx, cancel := withDefault(ctx, callTimeout)
+	ctx, cancel := bounded(ctx, callTimeout)
 	defer cancel()
 	l, err := m.connected(ctx)
 	if err != nil {
@@ -614,10 +632,8 @@ func get[T any](all map[string]any, name string) T {
 	return v
 }
 
-// withDefault gives a wait without a deadline one.
-func withDefault(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
-	if _, ok := ctx.Deadline(); ok {
-		return context.WithCancel(ctx)
-	}
+// bounded ends a wait after d, or at the caller's deadline if that is sooner: one call
+// that hangs must not use up the time of all that the caller still has to do.
+func bounded(ctx context.Context, d time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, d, fmt.Errorf("no answer within %s: %w", d, context.DeadlineExceeded))
 }

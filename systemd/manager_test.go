@@ -273,7 +273,7 @@ func TestJournalOfTheFailedInvocation(t *testing.T) {
 }
 
 func TestWaitEndsWithTheDeadline(t *testing.T) {
-	for name, deadline := range map[string]time.Duration{"the caller's": time.Minute, "our own": 0} {
+	for name, deadline := range map[string]time.Duration{"the caller's": time.Minute, "our own": 0, "our own is sooner": time.Hour} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ctx := t.Context()
@@ -294,7 +294,7 @@ func TestWaitEndsWithTheDeadline(t *testing.T) {
 					t.Errorf("the report lacks the unit's state or journal: %v", err)
 				}
 				want := deadline
-				if want == 0 {
+				if want == 0 || want > jobTimeout {
 					want = jobTimeout
 				}
 				if waited := time.Since(start); waited != want {
@@ -302,6 +302,16 @@ func TestWaitEndsWithTheDeadline(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+func TestResetFailed(t *testing.T) {
+	f := &fakeBus{} // it answers that there is no such unit
+	if err := newTestManager(nil, f).ResetFailed(t.Context(), "u.service"); err != nil {
+		t.Errorf("a unit that systemd does not have has nothing to forget: %v", err)
+	}
+	if diff := cmp.Diff([]string{"reset-failed u.service"}, f.called()); diff != "" {
+		t.Errorf("calls (-want +got):\n%s", diff)
 	}
 }
 

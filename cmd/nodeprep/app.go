@@ -4,10 +4,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"gopkg.in/yaml.v3"
@@ -28,9 +30,27 @@ const (
 // version is set by the linker; builds without it say what the module knows.
 var version = ""
 
+// results is standard output; it remembers that something could not be written.
+type results struct {
+	io.Writer
+	err error
+}
+
+func (r *results) Write(p []byte) (int, error) {
+	n, err := r.Writer.Write(p)
+	// A reader that went away wanted no more; a full disk lost the result.
+	if err != nil && r.err == nil && !errors.Is(err, syscall.EPIPE) {
+		r.err = fmt.Errorf("write the result: %w", err)
+	}
+	return n, err
+}
+
+func (r *results) failed() error { return r.err }
+
 // app is one run of the command line.
 type app struct {
 	stdio
+	out *results
 	env func(string) (string, bool)
 
 	profile   string
@@ -138,8 +158,15 @@ func noArgs(cmd *cobra.Command, args []string) error {
 }
 
 // finish prints the result or the error and returns the exit code.
-func (a *app) finish(err error) int {
+func (a *app) finish(args []string, err error) int {
+	if err == nil {
+		err = a.out.failed()
+	}
 	code := exitCode(err)
+	if _, usage := errors.AsType[*usageError](err); usage && !a.structured {
+		// A wrong flag is found before all flags were read.
+		a.structured, a.output = asksForDocument(args)
+	}
 	if a.structured {
 		a.printDocument(err, code)
 		return code
@@ -155,6 +182,25 @@ func (a *app) finish(err error) int {
 	}
 	fmt.Fprintf(a.stdio.err, "%s %s\n", p.red("nodeprep:"), err)
 	return code
+}
+
+// asksForDocument looks for -o json or yaml in a command line that could not be read.
+func asksForDocument(args []string) (structured bool, format string) {
+	for i, arg := range args {
+		value := ""
+		switch {
+		case (arg == "-o" || arg == "--output") && i+1 < len(args):
+			value = args[i+1]
+		case strings.HasPrefix(arg, "--output="):
+			value = strings.TrimPrefix(arg, "--output=")
+		case strings.HasPrefix(arg, "-o"):
+			value = strings.TrimPrefix(strings.TrimPrefix(arg, "-o"), "=")
+		}
+		if value == "json" || value == "yaml" {
+			return true, value
+		}
+	}
+	return false, "text"
 }
 
 // failure is the JSON form of an error.

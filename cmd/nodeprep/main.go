@@ -37,15 +37,17 @@ func run(ctx context.Context, args []string, io stdio, env func(string) (string,
 	// error of the write: what is told to nobody must not stop what is done.
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
+	// The first signal cancels; a second one ends the program, whatever it waits for.
+	context.AfterFunc(ctx, stop)
 	pipe := make(chan os.Signal, 1)
 	signal.Notify(pipe, unix.SIGPIPE)
 	defer signal.Stop(pipe)
-	a := &app{stdio: io, env: env}
+	a := &app{stdio: io, out: &results{Writer: io.out}, env: env}
 	cmd := a.command()
 	cmd.SetArgs(args)
 	cmd.SetIn(io.in)
-	cmd.SetOut(io.out)
+	cmd.SetOut(a.out)
 	cmd.SetErr(io.err)
 	err := cmd.ExecuteContext(ctx)
-	return a.finish(err)
+	return a.finish(args, err)
 }

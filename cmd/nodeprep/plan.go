@@ -85,7 +85,7 @@ func (a *app) prepare(ctx context.Context) (*prepared, error) {
 	if err != nil {
 		return nil, err
 	}
-	profile, err := a.load(name)
+	profile, err := a.load(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -275,13 +275,19 @@ func artifactLines(p *prepared, it install.Item) []string {
 		} else {
 			line += fmt.Sprintf(", sha256 not known: %s.sha256.%s in the profile, or a checksum file beside it in an --artifacts folder, must tell it", art.Component, art.Arch)
 		}
-		var required []string
+		var required, optional []string
 		for _, m := range art.Members {
-			if !m.Optional {
+			if m.Optional {
+				optional = append(optional, m.Path)
+			} else {
 				required = append(required, m.Path)
 			}
 		}
-		return []string{line, "installs " + strings.Join(required, ", ")}
+		lines := []string{line, "installs " + strings.Join(required, ", ")}
+		if len(optional) > 0 {
+			lines = append(lines, "and, where the release has them, "+strings.Join(optional, ", "))
+		}
+		return lines
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -19,32 +20,51 @@ import (
 // maxProfile bounds what is read as a profile: real ones have a few kilobytes.
 const maxProfile = 1 << 20
 
-// read reads a profile by the name the user gave: a file, or - for standard input.
-func (a *app) read(name string) ([]byte, error) {
-	if name == "-" {
-		return io.ReadAll(io.LimitReader(a.in, maxProfile+1))
+// read reads a profile by the name the user gave: a file, or - for standard input,
+// which may wait for a person and so ends with the context. A pipe under a file's
+// name would wait for nobody.
+func (a *app) read(ctx context.Context, name string) ([]byte, error) {
+	if name != "-" {
+		if fi, err := os.Stat(name); err == nil && !fi.Mode().IsRegular() && name != os.DevNull {
+			return nil, fmt.Errorf("read %s: not a regular file", name)
+		}
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		return io.ReadAll(io.LimitReader(f, maxProfile+1))
 	}
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
+	type input struct {
+		data []byte
+		err  error
 	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxProfile+1))
+	done := make(chan input, 1)
+	go func() {
+		data, err := io.ReadAll(io.LimitReader(a.in, maxProfile+1))
+		done <- input{data, err}
+	}()
+	select {
+	case in := <-done:
+		return in.data, in.err
+	case <-ctx.Done():
+		return nil, fmt.Errorf("read standard input: %w", context.Cause(ctx))
+	}
 }
 
 // loader reads profiles relative to where the user is.
-func (a *app) loader() (profiles.Loader, error) {
+func (a *app) loader(ctx context.Context) (profiles.Loader, error) {
 	dir, err := os.Getwd()
 	if err != nil {
 		return profiles.Loader{}, fmt.Errorf("find the current directory: %w", err)
 	}
-	return profiles.Loader{Dir: dir, Read: a.read}, nil
+	return profiles.Loader{Dir: dir, Read: func(name string) ([]byte, error) { return a.read(ctx, name) }}, nil
 }
 
 // load loads a profile; its faults are an *invalidError, its warnings go to standard
 // error at once.
-func (a *app) load(name string) (*profiles.Profile, error) {
-	l, err := a.loader()
+func (a *app) load(ctx context.Context, name string) (*profiles.Profile, error) {
+	l, err := a.loader(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io/fs"
 	"os"
@@ -39,7 +40,7 @@ asks nothing of the machine it runs on, so that its result is the same everywher
   nodeprep render -f node.yaml --arch arm64 -d out/`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return a.render(dir, cmd.Flags().Changed("root"))
+			return a.render(cmd.Context(), dir, cmd.Flags().Changed("root"))
 		},
 	}
 	cmd.Flags().StringVarP(&dir, "dir", "d", "", "write the files under `DIR`")
@@ -47,7 +48,7 @@ asks nothing of the machine it runs on, so that its result is the same everywher
 	return cmd
 }
 
-func (a *app) render(dir string, rooted bool) error {
+func (a *app) render(ctx context.Context, dir string, rooted bool) error {
 	name, facts := a.profile, a.portableFacts()
 	if rooted {
 		root, err := host.OpenRoot(a.root)
@@ -55,11 +56,14 @@ func (a *app) render(dir string, rooted bool) error {
 			return usagef("--root: %w", err)
 		}
 		facts, _ = a.facts(root)
+		if name, err = a.chosen(root, noReceipt); err != nil {
+			return err
+		}
 	}
 	if name == "" {
 		name = "default"
 	}
-	profile, err := a.load(name)
+	profile, err := a.load(ctx, name)
 	if err != nil {
 		return err
 	}
@@ -89,6 +93,10 @@ func (a *app) render(dir string, rooted bool) error {
 	}
 	return nil
 }
+
+// noReceipt is for verbs that change nothing on a host: what it was provisioned from
+// does not matter to them.
+func noReceipt() (string, bool, error) { return "", false, nil }
 
 func (a *app) printRendered(files []desired.File) {
 	p := a.paint(a.out)

@@ -36,10 +36,11 @@ func TestMain(m *testing.M) {
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
-		// A script that needs to be root, or must not be, says so by its condition.
+		// [exists:PATH] is for what not every system has.
 		Condition: func(cond string) (bool, error) {
-			if cond == "root" {
-				return os.Geteuid() == 0, nil
+			if path, ok := strings.CutPrefix(cond, "exists:"); ok {
+				_, err := os.Stat(path)
+				return err == nil, nil
 			}
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
@@ -97,6 +98,14 @@ func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
 			text, err := listTree(ts.MkAbs(args[0]), len(args) < 3)
 			ts.Check(err)
 			ts.Check(os.WriteFile(ts.MkAbs(args[1]), []byte(text), 0o644))
+		},
+		// mode MODE PATH checks a file's permissions.
+		"mode": func(ts *testscript.TestScript, _ bool, args []string) {
+			fi, err := os.Stat(ts.MkAbs(args[1]))
+			ts.Check(err)
+			if got := fmt.Sprintf("%04o", fi.Mode().Perm()); got != args[0] {
+				ts.Fatalf("%s has mode %s, want %s", args[1], got, args[0])
+			}
 		},
 		// link PATH TARGET checks where a symbolic link points.
 		"link": func(ts *testscript.TestScript, _ bool, args []string) {

@@ -96,6 +96,9 @@ func (a *app) status(ctx context.Context, deep bool) error {
 		unit, more := unitDrift(p, receipt)
 		r.Unit = &unit
 		r.Drift = append(r.Drift, more...)
+		if p.ActiveState == "active" {
+			r.Drift = append(r.Drift, daemonDrift(ctx, receipt)...)
+		}
 	}
 	a.result = r
 	if !a.structured {
@@ -132,6 +135,20 @@ func unitDrift(p systemd.Properties, receipt *install.Receipt) (unitStatus, []in
 		add(containerdUnit, "was changed on disk since systemd read it; systemctl daemon-reload makes it count")
 	}
 	return u, drift
+}
+
+// answerTime is how long a daemon that runs may take to answer: it serves from memory.
+const answerTime = 5 * time.Second
+
+// daemonDrift asks the daemon itself: a unit that is active may run another version, or
+// serve no CRI.
+func daemonDrift(ctx context.Context, receipt *install.Receipt) []install.Drifted {
+	ctx, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	if err := (install.Containerd{}).Healthy(ctx, receipt.Daemon); err != nil {
+		return []install.Drifted{{Path: "containerd", What: "does not work as planned: " + err.Error()}}
+	}
+	return nil
 }
 
 func orNone(s string) string {

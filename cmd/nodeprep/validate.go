@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -24,25 +25,25 @@ func (a *app) validateCommand() *cobra.Command {
 		Short: "Report every fault of profiles, without touching a host",
 		Example: `  nodeprep validate node.yaml
   nodeprep validate --strict -o json node.yaml other.yaml`,
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			if a.profile != "" {
 				args = append([]string{a.profile}, args...)
 			}
 			if len(args) == 0 {
 				return usagef("validate: name at least one profile")
 			}
-			return a.validate(args, strict)
+			return a.validate(cmd.Context(), args, strict)
 		},
 	}
 	cmd.Flags().BoolVar(&strict, "strict", false, "make warnings faults")
 	return cmd
 }
 
-func (a *app) validate(names []string, strict bool) error {
+func (a *app) validate(ctx context.Context, names []string, strict bool) error {
 	v := validation{Valid: true, Files: names, Diagnostics: diag.List{}}
 	p := a.paint(a.out)
 	for _, name := range names {
-		list := a.findings(name)
+		list := a.findings(ctx, name)
 		if strict {
 			for i := range list {
 				list[i].Severity = diag.Error
@@ -70,8 +71,8 @@ func (a *app) validate(names []string, strict bool) error {
 
 // findings are all of a profile's faults and warnings, down to those that only
 // rendering finds.
-func (a *app) findings(name string) diag.List {
-	l, err := a.loader()
+func (a *app) findings(ctx context.Context, name string) diag.List {
+	l, err := a.loader(ctx)
 	if err != nil {
 		return asDiagnostics(err)
 	}

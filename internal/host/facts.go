@@ -100,8 +100,12 @@ func GatherFacts(r *Root, arch string) Facts {
 // /sbin/init leads to.
 func systemdInit(r *Root) bool {
 	if r.Live() {
-		fi, err := r.Lstat("/run/systemd/system")
-		return err == nil && fi.IsDir()
+		if fi, err := r.Lstat("/run/systemd/system"); err != nil || !fi.IsDir() {
+			return false
+		}
+		// In a PID namespace of its own with the host's /run, PID 1 is another program.
+		comm, err := r.ReadFile("/proc/1/comm")
+		return err != nil || strings.TrimSpace(string(comm)) == "systemd"
 	}
 	real, err := r.Resolve("/sbin/init")
 	if err != nil || path.Base(real) != "systemd" {

@@ -36,7 +36,6 @@ func walls() map[string]wall {
 		"internal/releases":      {[]string{"internal/diag"}, "facts, no decisions"},
 		"internal/desired":       {[]string{"internal/diag"}, "plain data"},
 		"internal/host":          {nil, "the one seam to the outside knows nothing of what it is used for"},
-		"internal/host/hosttest": {[]string{"internal/host"}, "fakes of the seam"},
 		"internal/daemon":        {nil, "containerd's API, no plans"},
 		"internal/house":         {nil, "rules"},
 		"examples":               {[]string{"*"}, "examples are tests"},

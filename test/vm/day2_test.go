@@ -12,6 +12,7 @@ import (
 // A node that runs containers is applied to again: with nothing new, with a new mirror,
 // with a new sandbox image. Nothing happens that need not, and no container dies.
 func TestSecondDay(t *testing.T) {
+	t.Parallel() // with the other tests' scenarios
 	for _, version := range []string{"1.7.24", "2.1.9"} {
 		t.Run("containerd "+version, func(t *testing.T) {
 			s := inMain
@@ -63,6 +64,16 @@ func TestSecondDay(t *testing.T) {
 			if got := n.runPod(m, "two").SandboxImage; got != supply.OlderPause {
 				t.Errorf("a new pod's sandbox image is %s, want %s", got, supply.OlderPause)
 			}
+
+			// Somebody's own change is found, and not overwritten until that is asked for.
+			m.exits(0, "nodeprep status")
+			m.must("echo '# by hand' >> /etc/containerd/config.toml")
+			m.says(m.exits(3, "nodeprep status"), "/etc/containerd/config.toml")
+			m.says(m.exits(1, n.command("apply")), "/etc/containerd/config.toml", "--adopt")
+			m.must("grep -q '^# by hand' /etc/containerd/config.toml")
+			m.exits(0, n.command("apply --adopt"))
+			m.must("! grep '^# by hand' /etc/containerd/config.toml")
+			m.exits(0, "nodeprep status")
 		})
 	}
 }

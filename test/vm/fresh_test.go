@@ -14,6 +14,7 @@ import (
 // A fresh server, a profile and three release files become a node that Kubernetes can
 // use, without a network.
 func TestFreshNode(t *testing.T) {
+	t.Parallel() // with the other tests' scenarios
 	for _, n := range nodes() {
 		t.Run("containerd "+n.containerd.Version, func(t *testing.T) {
 			m := start(t, inMain)

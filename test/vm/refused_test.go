@@ -11,6 +11,7 @@ import (
 // What cannot work on a real host is refused in words that say what was found, and the
 // host stays as it was.
 func TestRefused(t *testing.T) {
+	t.Parallel() // with the other tests' scenarios
 	n := nodeOf("2.1.9")
 	for name, story := range map[string]struct {
 		set

@@ -682,13 +682,13 @@ func TestSysctlKeys(t *testing.T) {
 // A misspelt built-in is guessed by what was written, wherever the folder is.
 func TestMisspeltBuiltIn(t *testing.T) {
 	read := func(name string) ([]byte, error) {
-		if name == "/work/p.yaml" {
+		if name == "/home/me/p.yaml" {
 			return []byte("extends: kubernets\n"), nil
 		}
 		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
 	}
 	for _, name := range []string{"kubernetess", "p.yaml"} {
-		_, list := Loader{Dir: "/work", Read: read}.Load(name)
+		_, list := Loader{Dir: "/home/me", Read: read}.Load(name)
 		if len(list) != 1 || !strings.Contains(list[0].Hint, "did you mean kubernetes?") || !strings.Contains(list[0].Hint, "default, kubernetes or minimal") {
 			t.Errorf("%s: %q", name, lines(list))
 		}

@@ -213,6 +213,9 @@ type failure struct {
 // printDocument prints exactly one document: the result, with an "error" beside it
 // when the verb failed.
 func (a *app) printDocument(err error, code int) {
+	if a.result == nil && err == nil {
+		return // help and completion scripts are what they are in any format
+	}
 	doc := map[string]any{}
 	if a.result != nil {
 		b, merr := json.Marshal(a.result)

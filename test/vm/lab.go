@@ -133,12 +133,22 @@ func (l *Lab) makeStick(ctx context.Context, nodeprep string) (string, error) {
 	if err := supply.GoBuild(ctx, root, "./test/vm/cmd/inguest", inguest, l.guest.Arch); err != nil {
 		return "", err
 	}
+	content := map[string]string{"nodeprep": nodeprep, "inguest": inguest}
+	// Tests that want a systemd or a containerd of their own run inside.
+	for _, pkg := range []string{"systemd", "internal/daemon"} {
+		name := filepath.Base(pkg) + ".test"
+		content[name] = filepath.Join(l.tmp, name)
+		if err := supply.GoTestBinary(ctx, root, "./"+pkg, content[name], l.guest.Arch); err != nil {
+			return "", err
+		}
+	}
 	images, err := l.store.Images(ctx, l.guest.Arch)
 	if err != nil {
 		return "", err
 	}
+	content["images"] = images
 	stick := filepath.Join(l.tmp, "stick.raw")
-	return stick, supply.WriteMedia(ctx, stick, map[string]string{"nodeprep": nodeprep, "inguest": inguest, "images": images})
+	return stick, supply.WriteMedia(ctx, stick, content)
 }
 
 // config is the lab's machine with its files in dir.

@@ -37,6 +37,16 @@ func GoBuild(ctx context.Context, root, pkg, out, arch string) error {
 	return err
 }
 
+// GoTestBinary builds a package's tests as a static program.
+func GoTestBinary(ctx context.Context, root, pkg, out, arch string) error {
+	in := func(c *exec.Cmd) {
+		c.Dir = root
+		c.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch)
+	}
+	_, err := run(ctx, in, "go", "test", "-c", "-trimpath", "-ldflags", "-s -w", "-o", out, pkg)
+	return err
+}
+
 // build makes containerd's static variant from its Go module, as upstream's own build
 // does, with the version stamped in: the daemon reports it to its clients.
 func (s *Store) build(ctx context.Context, r Release, dir string) (err error) {

@@ -52,7 +52,7 @@ func (d *differ) masks(p string) bool {
 const unitDir = "/etc/systemd/system"
 
 // defaultUnit is restarted by changes that name no unit.
-const defaultUnit = "containerd.service"
+const defaultUnit = systemd.UnitName
 
 // Diff compares a host with the state it shall have, and only reads: a file whose
 // size, time and inode are as the receipt has them is not even opened. receipt is nil

@@ -23,6 +23,7 @@ import (
 // The files that Files makes; only UnitPath is always among them.
 const (
 	UnitName        = "containerd.service"
+	Binary          = "/usr/local/bin/containerd" // what the unit runs
 	UnitPath        = "/etc/systemd/system/containerd.service"
 	EnvironmentPath = "/etc/systemd/system/containerd.service.d/10-nodeprep-environment.conf"
 	ProxyPath       = "/etc/systemd/system/containerd.service.d/20-nodeprep-proxy.conf"
@@ -82,7 +83,7 @@ func (w *writer) unit() desired.File {
 	}
 	// The dash: in a container modprobe fails though overlay is there.
 	service("ExecStartPre", "-/sbin/modprobe overlay")
-	service("ExecStart", "/usr/local/bin/containerd")
+	service("ExecStart", Binary)
 	service("Type", "notify")
 	service("Delegate", yesNo(s.Delegate))
 	service("KillMode", w.word("killMode", s.KillMode))

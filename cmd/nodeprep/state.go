@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -16,12 +15,6 @@ import (
 	"github.com/nodeprep/nodeprep/render"
 	"github.com/nodeprep/nodeprep/render/registry"
 	"github.com/nodeprep/nodeprep/systemd"
-)
-
-const (
-	containerdUnit   = "containerd.service"
-	containerdBinary = "/usr/local/bin/containerd"
-	containerdConfig = "/etc/containerd/config.toml"
 )
 
 // maxInput bounds certificates and secrets read from the profile's files.
@@ -104,15 +97,15 @@ func desiredState(spec *profiles.Spec, in *inputs) (desired.State, diag.List, er
 			Modules:     spec.Modules,
 			Sysctl:      spec.Sysctl,
 			Generations: spec.Generations,
-			Units:       []desired.Unit{{Name: containerdUnit, Enabled: true, Active: true, Origin: spec.Origin("systemd")}},
+			Units:       []desired.Unit{{Name: systemd.UnitName, Enabled: true, Active: true, Origin: spec.Origin("systemd")}},
 			Daemon: desired.Daemon{
 				Version:     spec.Containerd.Version.String(),
 				Address:     spec.Containerd.Address,
 				Snapshotter: spec.Containerd.Snapshotter,
-				ConfigPath:  containerdConfig,
-				Binary:      containerdBinary,
+				ConfigPath:  render.ConfigPath,
+				Binary:      systemd.Binary,
 				OOMScore:    spec.Systemd.OOMScoreAdjust,
-				Unit:        containerdUnit,
+				Unit:        systemd.UnitName,
 			},
 		}
 	)
@@ -168,12 +161,4 @@ func requests(spec *profiles.Spec) []release.Request {
 		})
 	}
 	return out
-}
-
-// asDiagnostics turns any error into findings, for verbs that report lists.
-func asDiagnostics(err error) diag.List {
-	if invalid, ok := errors.AsType[*invalidError](err); ok {
-		return invalid.list
-	}
-	return diag.List{{Message: err.Error()}}
 }

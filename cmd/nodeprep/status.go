@@ -89,7 +89,7 @@ func (a *app) status(ctx context.Context, deep bool) error {
 			return err
 		}
 		defer m.Close()
-		p, err := m.Properties(ctx, containerdUnit)
+		p, err := m.Properties(ctx, systemd.UnitName)
 		if err != nil {
 			return err
 		}
@@ -118,21 +118,21 @@ func unitDrift(p systemd.Properties, receipt *install.Receipt) (unitStatus, []in
 		drift = append(drift, install.Drifted{Path: path, What: fmt.Sprintf(format, args...)})
 	}
 	if p.ActiveState != "active" {
-		add(containerdUnit, "is %s (%s); journalctl -u %s says why", p.ActiveState, p.SubState, containerdUnit)
+		add(systemd.UnitName, "is %s (%s); journalctl -u %s says why", p.ActiveState, p.SubState, systemd.UnitName)
 	}
 	if p.UnitFileState != "enabled" {
-		add(containerdUnit, "is %s, so it does not start at boot", orNone(p.UnitFileState))
+		add(systemd.UnitName, "is %s, so it does not start at boot", orNone(p.UnitFileState))
 	}
 	if p.FragmentPath != "" && receipt.Find(p.FragmentPath) == nil {
 		add(p.FragmentPath, "is the unit file in force, and it is not nodeprep's")
 	}
 	for _, d := range p.DropInPaths {
 		if receipt.Find(d) == nil {
-			add(d, "is a drop-in of others that may override the unit; systemctl cat %s shows it", containerdUnit)
+			add(d, "is a drop-in of others that may override the unit; systemctl cat %s shows it", systemd.UnitName)
 		}
 	}
 	if p.NeedDaemonReload {
-		add(containerdUnit, "was changed on disk since systemd read it; systemctl daemon-reload makes it count")
+		add(systemd.UnitName, "was changed on disk since systemd read it; systemctl daemon-reload makes it count")
 	}
 	return u, drift
 }
@@ -173,7 +173,7 @@ func (a *app) printStatus(r statusResult) {
 		if u.PID > 0 {
 			line += fmt.Sprintf(", pid %d", u.PID)
 		}
-		fmt.Fprintf(a.out, "%s %s\n", containerdUnit, line)
+		fmt.Fprintf(a.out, "%s %s\n", systemd.UnitName, line)
 	}
 	if len(r.Drift) == 0 {
 		fmt.Fprintln(a.out, c.green("nothing drifted"))

@@ -74,7 +74,7 @@ func (a *app) validate(ctx context.Context, names []string, strict bool) error {
 func (a *app) findings(ctx context.Context, name string) diag.List {
 	l, err := a.loader(ctx)
 	if err != nil {
-		return asDiagnostics(err)
+		return diag.List{{Message: err.Error()}}
 	}
 	profile, list := l.Load(name)
 	// What the values mean together is looked at even when some are broken: all faults

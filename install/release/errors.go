@@ -102,6 +102,7 @@ type NoDigestError struct {
 	Folder    string // of a local file, else ""
 	Component string
 	Arch      string
+	Published string // where upstream publishes it; "" where it does not
 }
 
 // Error says how to record a digest.
@@ -110,6 +111,10 @@ func (e *NoDigestError) Error() string {
 		return fmt.Sprintf("verify %s for %s: no sha256 of it is known; set %s.sha256.%s in the profile to what \"sha256sum %s\" prints, or put upstream's checksum file beside it",
 			e.File, e.Title, e.Component, e.Arch, e.File)
 	}
-	return fmt.Sprintf("fetch %s for %s: no sha256 of it is known; set %s.sha256.%s in the profile to the one that upstream published",
-		e.File, e.Title, e.Component, e.Arch)
+	from := ""
+	if e.Published != "" {
+		from = ": " + e.Published
+	}
+	return fmt.Sprintf("fetch %s for %s: no sha256 of it is known; set %s.sha256.%s in the profile to the one that upstream published%s",
+		e.File, e.Title, e.Component, e.Arch, from)
 }

@@ -48,7 +48,7 @@ func (s *Store) Fetch(ctx context.Context, l Located, progress func(done, total 
 		return l, &OfflineError{Title: title(l.Artifact), File: l.File, URL: l.URL, Places: l.looked}
 	}
 	if l.SHA256 == "" {
-		return l, &NoDigestError{Title: title(l.Artifact), File: l.URL, Component: l.Artifact.Component, Arch: l.Artifact.Arch}
+		return l, noDigest(l)
 	}
 	if err := s.makeCache(); err != nil {
 		return l, err

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/nodeprep/nodeprep/internal/desired"
+	"github.com/nodeprep/nodeprep/internal/releases"
 )
 
 // Store knows the places where release files may be. Its methods may be called from
@@ -117,7 +118,7 @@ func (s *Store) Locate(ctx context.Context, a desired.Artifact) (Located, error)
 	}
 	l.URL, l.Place = mask(l.remotes[0].url), l.remotes[0].kind
 	if l.SHA256 == "" {
-		return l, &NoDigestError{Title: title(a), File: l.URL, Component: a.Component, Arch: a.Arch}
+		return l, noDigest(l)
 	}
 	return l, nil
 }
@@ -307,4 +308,14 @@ func because(err error) string {
 		return p.Err.Error()
 	}
 	return err.Error()
+}
+
+// noDigest is the error for a file that would have to be fetched.
+func noDigest(l Located) error {
+	a := l.Artifact
+	e := &NoDigestError{Title: title(a), File: l.URL, Component: a.Component, Arch: a.Arch}
+	if v, err := releases.ParseVersion(a.Version); err == nil {
+		e.Published = releases.ChecksumURL(a.Component, a.Static, v, a.Arch)
+	}
+	return e
 }

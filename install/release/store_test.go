@@ -145,7 +145,7 @@ func TestLocateDigests(t *testing.T) {
 	}
 
 	_, err := (&Store{}).Locate(t.Context(), unknown)
-	if err == nil || !strings.Contains(err.Error(), `fetch https://github.com/containerd/containerd/releases/download/v1.7.99/`+tarball) || !strings.Contains(err.Error(), "set containerd.sha256.amd64 in the profile") {
+	if err == nil || !strings.Contains(err.Error(), `fetch https://github.com/containerd/containerd/releases/download/v1.7.99/`+tarball) || !strings.Contains(err.Error(), "set containerd.sha256.amd64 in the profile to the one that upstream published: https://github.com/containerd/containerd/releases/download/v1.7.99/"+tarball+".sha256sum") {
 		t.Errorf("upstream without a digest: %v", err)
 	}
 }

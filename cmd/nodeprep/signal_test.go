@@ -10,21 +10,9 @@ import (
 	"github.com/nodeprep/nodeprep/internal/host"
 )
 
-// command is this test binary as nodeprep, in a process of its own.
-func nodeprep(t *testing.T, args ...string) *exec.Cmd {
+// freshApply is nodeprep, as a process of its own, about to provision an empty root.
+func freshApply(t *testing.T) (root string, c *exec.Cmd) {
 	t.Helper()
-	exe, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := exec.CommandContext(t.Context(), exe, args...)
-	c.Args[0] = "nodeprep"
-	return c
-}
-
-// A pager that was closed, or a connection that dropped, ends the output and not the
-// transaction: with SIGPIPE's own effect the files would be there and no receipt.
-func TestReaderThatGoesAwayStopsNothing(t *testing.T) {
 	dir := t.TempDir()
 	profile, artifacts, root := filepath.Join(dir, "node.yaml"), filepath.Join(dir, "art"), filepath.Join(dir, "root")
 	if err := makeArtifacts(artifacts, profile, "amd64", ""); err != nil {
@@ -33,13 +21,25 @@ func TestReaderThatGoesAwayStopsNothing(t *testing.T) {
 	if err := os.Mkdir(root, 0o755); err != nil {
 		t.Fatal(err)
 	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c = exec.CommandContext(t.Context(), exe, "apply", "-f", profile, "--root", root, "--arch", "amd64", "--artifacts", artifacts, "--offline")
+	c.Args[0] = "nodeprep" // this test binary runs as what it is called
+	return root, c
+}
+
+// A pager that was closed, or a connection that dropped, ends the output and not the
+// transaction: with SIGPIPE's own effect the files would be there and no receipt.
+func TestReaderThatGoesAwayStopsNothing(t *testing.T) {
+	root, c := freshApply(t)
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	r.Close()
 	defer w.Close()
-	c := nodeprep(t, "apply", "-f", profile, "--root", root, "--arch", "amd64", "--artifacts", artifacts, "--offline")
 	c.Stdout, c.Stderr = w, w
 	if err := c.Run(); err != nil {
 		t.Fatalf("apply with nobody to tell: %v", err)
@@ -60,15 +60,7 @@ func TestReaderThatGoesAwayStopsNothing(t *testing.T) {
 // Image builders and units have no home folder; nothing needs one unless something is
 // to be downloaded.
 func TestApplyWithoutHome(t *testing.T) {
-	dir := t.TempDir()
-	profile, artifacts, root := filepath.Join(dir, "node.yaml"), filepath.Join(dir, "art"), filepath.Join(dir, "root")
-	if err := makeArtifacts(artifacts, profile, "amd64", ""); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Mkdir(root, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	c := nodeprep(t, "apply", "-f", profile, "--root", root, "--arch", "amd64", "--artifacts", artifacts, "--offline")
+	_, c := freshApply(t)
 	c.Env = []string{"PATH=" + os.Getenv("PATH")}
 	if out, err := c.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)

@@ -3,7 +3,6 @@ package install
 import (
 	"context"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -13,9 +12,9 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/nodeprep/nodeprep/internal/desired"
+	"github.com/nodeprep/nodeprep/internal/diag"
 	"github.com/nodeprep/nodeprep/internal/host"
 	"github.com/nodeprep/nodeprep/systemd"
 )
@@ -35,14 +34,17 @@ func running(p systemd.Properties) bool {
 	return p.ActiveState == "active" || p.ActiveState == "reloading"
 }
 
-// setting is a kernel setting as it was.
-type setting struct{ key, file, value string }
-
 // activate makes the running system use what was committed, in the order in which
 // one thing needs another: units, modules, settings (which modules bring), daemons.
 func (r *run) activate(ctx context.Context) error {
 	if !r.plan.live {
 		return ctx.Err()
+	}
+	if r.j.Stage != activating && slices.ContainsFunc(r.plan.Items, func(it Item) bool { return it.activates() }) {
+		r.j.Stage = activating
+		if err := r.writeJournal(); err != nil {
+			return r.explain(err)
+		}
 	}
 	for i := range r.plan.Items {
 		it := &r.plan.Items[i]
@@ -56,18 +58,58 @@ func (r *run) activate(ctx context.Context) error {
 		case Set:
 			err = r.set(it.Path, it.NewVersion)
 		case Reload:
-			r.reloaded = true
+			r.touched.reloaded = true
 			err = r.opt.Services.Reload(ctx)
 		case Start:
-			r.started = append(r.started, it.Path)
+			r.touched.started = append(r.touched.started, it.Path)
 			err = r.opt.Services.Start(ctx, it.Path)
-			r.res.Started = r.started
+			r.res.Started = r.touched.started
 		case Restart:
-			r.tried = append(r.tried, it.Path)
-			err = r.opt.Services.Restart(ctx, it.Path)
-			r.res.Restarted = r.tried
+			if err = r.guarded(ctx, it.Path); err == nil {
+				r.touched.tried = append(r.touched.tried, it.Path)
+				err = r.opt.Services.Restart(ctx, it.Path)
+				r.res.Restarted = r.touched.tried
+			}
 		}
 		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// activates reports whether the item changes the running system.
+func (i *Item) activates() bool {
+	switch i.Action {
+	case Load, Set, Reload, Start, Stop, Restart:
+		return true
+	}
+	return false
+}
+
+// guarded looks, right before the daemon's unit is stopped, whether containers live on.
+func (r *run) guarded(ctx context.Context, unit string) error {
+	if unit != r.plan.state.Daemon.Unit {
+		return nil
+	}
+	r.guard = newGuard(r.h, r.opt.DiffOptions, r.plan.state.Daemon)
+	return r.guard.check(ctx, unit)
+}
+
+// stopUnits stops what an uninstall takes away, while it is still there.
+func (r *run) stopUnits() error {
+	for _, u := range r.j.Stop {
+		ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
+		defer cancel()
+		if r.plan.stopTasks {
+			if err := r.opt.Daemon.StopTasks(ctx, r.plan.state.Daemon); err != nil {
+				return fmt.Errorf("stop tasks: %w", err)
+			}
+		} else if err := r.guarded(ctx, u); err != nil {
+			return err
+		}
+		r.touched.stopped = append(r.touched.stopped, u)
+		if err := r.opt.Services.Stop(ctx, u); err != nil {
 			return err
 		}
 	}
@@ -133,7 +175,7 @@ func (r *run) set(key, value string) error {
 	if err != nil {
 		return fmt.Errorf("set %s: %w", key, err)
 	}
-	r.settings = append(r.settings, setting{key, file, strings.TrimSpace(string(now))})
+	r.touched.settings = append(r.touched.settings, Setting{key, strings.TrimSpace(string(now))})
 	if err := r.w.setValue(file, value); err != nil {
 		return fmt.Errorf("set %s to %q: %w", key, value, err)
 	}
@@ -146,12 +188,21 @@ func (r *run) verify(ctx context.Context) error {
 	if err := r.health(ctx); err != nil {
 		return err
 	}
+	if r.guard != nil {
+		notes, err := r.guard.survived(ctx, r.h.Now())
+		if err != nil {
+			return err
+		}
+		for _, n := range notes {
+			r.res.Warnings.Warnf(diag.Origin{}, "", "%s", n)
+		}
+	}
 	return r.importImages(ctx)
 }
 
 func (r *run) health(ctx context.Context) error {
 	want := r.plan.state.Daemon
-	anew := len(r.tried)+len(r.started) > 0
+	anew := len(r.touched.tried)+len(r.touched.started) > 0
 	imports := slices.ContainsFunc(r.plan.Items, func(it Item) bool { return it.Action == Import })
 	if !r.plan.live || !anew && !imports {
 		return ctx.Err()
@@ -328,7 +379,7 @@ func (c *reading) Read(p []byte) (int, error) {
 // observe finds out what the daemon is before the first change. An undo is held to
 // that, not to the receipt: the daemon may have been replaced by hand, or have been ill.
 func (r *run) observe(ctx context.Context) {
-	restarts := slices.ContainsFunc(r.plan.Items, func(it Item) bool { return it.Action == Restart })
+	restarts := slices.ContainsFunc(r.plan.Items, func(it Item) bool { return it.Action == Restart || it.Action == Stop })
 	if !r.plan.live || r.opt.Daemon == nil || !restarts {
 		return
 	}
@@ -343,7 +394,7 @@ func (r *run) observe(ctx context.Context) {
 	}
 	for _, c := range claims {
 		if c.Address != "" && r.opt.Daemon.Healthy(ctx, c) == nil {
-			r.was = &c
+			r.j.Was = &c
 			return
 		}
 	}
@@ -356,11 +407,17 @@ func (r *run) undo(ctx context.Context, phase Phase, cause error) error {
 	// time of its own.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
-	err := r.phase(PhaseUndo, func() error { return r.revert(ctx) })
+	err := r.phase(PhaseUndo, func() error { return r.revert(ctx, r.touched) })
 	if err == nil {
 		return &RevertedError{Phase: phase, Err: cause, Warnings: r.left}
 	}
-	e := &StrandedError{Phase: phase, Err: cause, Undo: err}
+	return r.stranded(phase, cause, err)
+}
+
+// stranded says what is where after a revert that failed. The journal stays while
+// something is not back, so that recovering can be tried again.
+func (r *run) stranded(phase Phase, cause, undo error) error {
+	e := &StrandedError{Phase: phase, Err: cause, Undo: undo}
 	for _, c := range r.stuck {
 		switch {
 		case c.Kept == nil:
@@ -371,174 +428,8 @@ func (r *run) undo(ctx context.Context, phase Phase, cause error) error {
 			e.Places = append(e.Places, c.Path+": what was there before is "+c.Kept.Path)
 		}
 	}
-	if len(r.stuck) > 0 {
-		e.Marker = r.marker()
-		if err := r.mark(e); err != nil {
-			e.Undo = fmt.Errorf("%w\nwrite %s: %w", e.Undo, e.Marker, err)
-		}
+	if fi, err := r.root.Lstat(JournalPath); err == nil && fi != nil {
+		e.Journal = JournalPath
 	}
 	return e
-}
-
-// marker is the file that a run leaves when it could not put back what it replaced.
-func (r *run) marker() string { return generation(StateDir, r.plan.receipt.generation(), "STRANDED") }
-
-func (r *run) mark(e *StrandedError) error {
-	at, err := r.root.Locate(e.Marker)
-	if err != nil {
-		return err
-	}
-	return errors.Join(r.writeSmall(at, []byte(e.Error()+"\n")), r.syncDirs())
-}
-
-// unresolved refuses to go on while a marker stands: what an earlier run kept is all
-// that is left of the old state, and the next commit would remove it.
-func (r *run) unresolved() error {
-	text, err := r.root.ReadFile(r.marker())
-	if isAbsent(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	// What comes from a file must not drive the terminal.
-	said := strings.Map(func(c rune) rune {
-		if unicode.IsControl(c) && c != '\n' && c != '\t' {
-			return -1
-		}
-		return c
-	}, strings.TrimSpace(string(text)))
-	return fmt.Errorf("%s: an earlier run could not put everything back; nothing was changed now. It said:\n%s", r.marker(), said)
-}
-
-func (r *run) revert(ctx context.Context) error {
-	var faults []error
-	note := func(err error) {
-		if err != nil {
-			faults = append(faults, err)
-		}
-	}
-	// A daemon that was down before stops while its unit is still known.
-	for _, u := range r.started {
-		if p, err := r.opt.Services.Properties(ctx, u); err != nil {
-			note(err)
-		} else if p.ActiveState != "inactive" && p.ActiveState != "failed" {
-			note(r.opt.Services.Stop(ctx, u))
-		}
-	}
-	// However long systemd took: files are put back in any case.
-	note(r.revertRepairs())
-	note(r.revertFiles(context.WithoutCancel(ctx)))
-	for i := len(r.settings) - 1; i >= 0; i-- {
-		s := r.settings[i]
-		if err := r.w.setValue(s.file, s.value); err != nil {
-			note(fmt.Errorf("set %s back to %q: %w", s.key, s.value, err))
-		}
-	}
-	if r.reloaded {
-		note(r.opt.Services.Reload(ctx))
-	}
-	for i := range r.plan.Items {
-		it := &r.plan.Items[i]
-		if it.Action != Start || it.OldVersion == "failed" || !slices.Contains(r.started, it.Path) {
-			continue
-		}
-		if err := r.opt.Services.ResetFailed(ctx, it.Path); err != nil {
-			r.left = append(r.left, fmt.Sprintf("%s may be shown as failed: %v", it.Path, err))
-		}
-	}
-	for _, u := range r.tried {
-		note(r.opt.Services.Restart(ctx, u))
-	}
-	if len(r.tried) > 0 && r.was != nil && len(faults) == 0 {
-		ctx, cancel := context.WithTimeoutCause(ctx, healthTimeout, fmt.Errorf("no answer within %s", healthTimeout))
-		defer cancel()
-		was := *r.was
-		if slices.ContainsFunc(r.rec.Changes, func(c Change) bool { return c.Adopted && c.Path == was.Binary }) {
-			was.Version = "" // what ran was not yet what lay there, replaced by hand
-		}
-		if err := r.opt.Daemon.Healthy(ctx, was); err != nil {
-			note(fmt.Errorf("the daemon of before does not come back: %w", err))
-		}
-	}
-	return errors.Join(faults...)
-}
-
-// revertFiles undoes the commit, last change first.
-func (r *run) revertFiles(ctx context.Context) error {
-	var faults []error
-	note := func(what string, err error) {
-		if err != nil {
-			faults = append(faults, fmt.Errorf("put back %s: %w", what, err))
-		}
-	}
-	for i := len(r.removedDirs) - 1; i >= 0; i-- {
-		d := r.removedDirs[i]
-		own := &Owned{}
-		own.stat(d.fi)
-		err := r.w.mkdir(d.path, own.Mode)
-		if err == nil && r.w.chown {
-			err = r.w.lchown(d.path, own.UID, own.GID)
-		}
-		note(r.shown(d.path), err)
-		r.dirty[filepath.Dir(d.path)] = true
-	}
-	for i := r.committed - 1; i >= 0; i-- {
-		c := &r.rec.Changes[i]
-		if err := r.revertChange(ctx, c); err != nil {
-			note(c.Path, err)
-			r.stuck = append(r.stuck, *c)
-		}
-	}
-	note("staged files", r.unstage())
-	for i := range r.rec.Changes {
-		c := &r.rec.Changes[i]
-		if c.Kept == nil || c.Kept.Path == "" || slices.ContainsFunc(r.stuck, func(s Change) bool { return s.Real == c.Real }) {
-			continue // what is kept of a stuck one is all that is left of the old state
-		}
-		note(c.Kept.Path, r.w.remove(r.abs(c.Kept.Path)))
-	}
-	if len(r.stuck) == 0 {
-		if dir, err := r.root.Locate(generation(StateDir, r.rec.From, "")); err != nil {
-			note(StateDir, err)
-		} else {
-			note("generations", r.w.removeTree(dir))
-		}
-	}
-	for i := len(r.made) - 1; i >= 0; i-- {
-		dir := r.made[i]
-		gone, err := r.w.rmdirUnused(dir)
-		note(r.shown(dir), err)
-		holds := slices.ContainsFunc(r.left, func(l string) bool { return strings.HasPrefix(l, r.shown(dir)+"/") })
-		if err == nil && !gone && !holds {
-			r.left = append(r.left, r.shown(dir)+" stays: something else was put there meanwhile")
-		}
-		r.dirty[filepath.Dir(dir)] = true
-	}
-	for dir := range r.dirty {
-		if fi, err := lstat(dir); err == nil && fi == nil {
-			delete(r.dirty, dir)
-		}
-	}
-	note("directories durably", r.syncDirs())
-	return errors.Join(faults...)
-}
-
-func (r *run) revertChange(ctx context.Context, c *Change) error {
-	real := r.abs(c.Real)
-	r.dirty[filepath.Dir(real)] = true
-	if c.Kept == nil {
-		if c.Staged == "" {
-			return nil
-		}
-		return r.w.remove(real)
-	}
-	s, err := r.newStaged(Owned{Path: c.Path, Kind: c.Kept.Kind}, real)
-	if err != nil {
-		return err
-	}
-	if err := r.copyKept(ctx, c.Kept, s.temp); err != nil {
-		return err
-	}
-	return r.w.rename(s.temp, real)
 }

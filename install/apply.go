@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nodeprep/nodeprep/internal/daemon"
 	"github.com/nodeprep/nodeprep/internal/desired"
 	"github.com/nodeprep/nodeprep/internal/diag"
 	"github.com/nodeprep/nodeprep/internal/host"
@@ -31,8 +32,10 @@ const (
 	PhaseActivate  Phase = "activate"
 	PhaseVerify    Phase = "verify"
 	PhaseSettle    Phase = "settle"
-	// PhaseUndo comes only after a failure from commit on.
-	PhaseUndo Phase = "undo"
+	// PhaseUndo comes only after a failure from commit on, PhaseRecover only after a
+	// run that was interrupted.
+	PhaseUndo    Phase = "undo"
+	PhaseRecover Phase = "recover"
 )
 
 // Observer is told how far Apply is. PhaseStart and PhaseEnd come in order; Progress
@@ -66,6 +69,21 @@ type Daemon interface {
 	// Import takes an image archive into the k8s.io namespace and returns the names
 	// of its images.
 	Import(ctx context.Context, d desired.Daemon, image desired.Image, archive io.Reader) ([]string, error)
+	// Tasks lists what runs, in all namespaces. A daemon that does not answer is an error.
+	Tasks(ctx context.Context, d desired.Daemon) ([]daemon.Task, error)
+	// Containers lists the containers of all namespaces, those that do not run too.
+	Containers(ctx context.Context, d desired.Daemon) ([]daemon.Container, error)
+	// Watch follows the shims of tasks from now on, whatever becomes of the daemon.
+	Watch(tasks []daemon.Task) (ShimWatch, error)
+	// StopTasks ends all tasks and removes them.
+	StopTasks(ctx context.Context, d desired.Daemon) error
+}
+
+// ShimWatch follows shims; *daemon.Watch is one.
+type ShimWatch interface {
+	// Ended lists the tasks whose shim ended within a span of time.
+	Ended(from, to time.Time) []daemon.Task
+	Close()
 }
 
 // Artifacts supplies release files; Releases does.
@@ -98,8 +116,6 @@ type ApplyOptions struct {
 	Profile  json.RawMessage
 	// Artifacts may be nil when the plan unpacks none.
 	Artifacts Artifacts
-	// Daemon is nil under a root that is not running.
-	Daemon Daemon
 	// Preflight is asked before anything is written; nil asks nothing.
 	Preflight func(context.Context) error
 	// Observer may be nil.
@@ -119,6 +135,8 @@ type Result struct {
 	Started    []string    `json:"started,omitempty"`
 	Generation int         `json:"generation"`
 	Phases     []PhaseTime `json:"phases"`
+	// Journal is how much of that went into keeping the journal, nanoseconds in JSON.
+	Journal time.Duration `json:"journal"`
 	// Warnings are those that the plan given to Apply does not have.
 	Warnings diag.List `json:"warnings,omitempty"`
 }
@@ -157,9 +175,8 @@ type StrandedError struct {
 	Undo  error // what failed when putting things back
 	// Places say what is where.
 	Places []string
-	// Marker is a file, as on the node, that keeps later runs from changing the host
-	// and from losing what Places tell of; "" where every file is back.
-	Marker string
+	// Journal is the journal's path where it is still needed; "" where every file is back.
+	Journal string
 }
 
 // Error has both faults, and what is where, one line each.
@@ -168,8 +185,8 @@ func (e *StrandedError) Error() string {
 	for _, p := range e.Places {
 		msg += "\n  " + p
 	}
-	if e.Marker != "" {
-		msg += "\nput these back by hand, then remove " + e.Marker + "; nodeprep changes nothing here before that"
+	if e.Journal != "" {
+		msg += "\nwhen the cause is gone, \"nodeprep recover\" brings them back; nodeprep changes nothing else here before that (" + e.Journal + ")"
 	}
 	return msg
 }
@@ -188,26 +205,21 @@ type run struct {
 	res  *Result
 
 	staging staging
-	rec     Record
-	// made are directories made so far, real paths, outermost first; dirty are those
-	// whose entries changed since they were last made durable.
-	made  []string
+	// j is the journal as it is on the disk, or about to be; began says that there is one.
+	j     Journal
+	began bool
+	// settled says that the receipt is written: there is no way back.
+	settled bool
+	// dirty are directories whose entries changed since they were last made durable.
 	dirty map[string]bool
-	// committed counts the changes of rec that were carried out; stuck are those that
-	// could not be undone.
-	committed int
-	stuck     []Change
+	// touched is what was done to the running system, stuck are changes that could not
+	// be undone.
+	touched touched
+	stuck   []Change
 	// left says what an undo leaves that harms nobody.
-	left []string
-	// was is what the daemon was found to be before the commit; nil if it did not answer.
-	was *desired.Daemon
-	// removedDirs are how directories were that are gone.
-	removedDirs []removedDir
-	reloaded    bool
-	tried       []string // units restarted, or tried
-	started     []string // units started that were down, or tried
-	settings    []setting
-	images      []Imported
+	left   []string
+	guard  *guard
+	images []Imported
 	// told counts the plan's warnings that whoever called Apply has.
 	told int
 	// aliases are the names that modules loaded by another name have.
@@ -219,16 +231,12 @@ type run struct {
 // commit, or anything fails there, nothing of ours is left; afterwards everything is
 // put back and the error is *RevertedError, or *StrandedError if that failed too.
 func Apply(ctx context.Context, h *host.Host, plan *Plan, opt ApplyOptions) (*Result, error) {
-	r := &run{h: h, root: h.Root, plan: plan, opt: opt, w: opt.writer, res: &Result{Generation: plan.receipt.generation()}, dirty: map[string]bool{}}
-	r.told = len(plan.Warnings)
+	r := newRun(h, plan, opt)
 	if plan.Empty() {
 		return r.res, nil
 	}
 	if err := plan.Refusal(); err != nil {
 		return nil, err
-	}
-	if r.w == nil {
-		r.w = &writer{chown: h.UID == 0}
 	}
 	var err error
 	if r.id, err = randomHex(8); err != nil {
@@ -239,10 +247,7 @@ func Apply(ctx context.Context, h *host.Host, plan *Plan, opt ApplyOptions) (*Re
 		if unlock, err = Lock(r.root); err != nil {
 			return err
 		}
-		if err := r.refresh(ctx); err != nil {
-			return err
-		}
-		return r.unresolved()
+		return r.refresh(ctx)
 	})
 	if unlock != nil {
 		defer unlock()
@@ -258,6 +263,11 @@ func Apply(ctx context.Context, h *host.Host, plan *Plan, opt ApplyOptions) (*Re
 			return nil, err
 		}
 	}
+	defer func() {
+		if r.guard != nil {
+			r.guard.close()
+		}
+	}()
 	err = r.phase(PhaseStage, func() error { return r.stage(ctx) })
 	if err == nil {
 		err = r.phase(PhaseValidate, func() error { return r.validate(ctx) })
@@ -266,7 +276,7 @@ func Apply(ctx context.Context, h *host.Host, plan *Plan, opt ApplyOptions) (*Re
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		return nil, errors.Join(err, r.unstage())
+		return nil, errors.Join(err, r.abandon(ctx))
 	}
 	r.observe(ctx)
 	for _, p := range []struct {
@@ -282,8 +292,40 @@ func Apply(ctx context.Context, h *host.Host, plan *Plan, opt ApplyOptions) (*Re
 			return nil, r.undo(ctx, p.phase, err)
 		}
 	}
-	r.prune()
+	// What fails now is not undone any more, and done by the next run.
+	if err := r.finishAll(ctx); err != nil {
+		r.res.Warnings.Warnf(diag.Origin{File: JournalPath}, "run nodeprep recover", "the run is done, but not tidied up: %v", err)
+	}
 	return r.res, nil
+}
+
+func newRun(h *host.Host, plan *Plan, opt ApplyOptions) *run {
+	r := &run{h: h, root: h.Root, plan: plan, opt: opt, w: opt.writer, res: &Result{Generation: plan.receipt.generation()}, dirty: map[string]bool{}}
+	r.told = len(plan.Warnings)
+	if r.w == nil {
+		r.w = &writer{chown: h.UID == 0}
+	}
+	return r
+}
+
+// finishAll does what is left once there is no way back.
+func (r *run) finishAll(ctx context.Context) error {
+	if r.j.Verb == VerbUninstall {
+		err := r.finishUninstall(context.WithoutCancel(ctx))
+		for _, l := range r.left {
+			r.res.Warnings.Warnf(diag.Origin{}, "", "%s", l)
+		}
+		return err
+	}
+	state, err := r.root.Resolve(StateDir)
+	if err != nil {
+		return err
+	}
+	// The receipt before the journal's end: a power cut must not leave neither.
+	if err := r.w.sync(state); err != nil {
+		return err
+	}
+	return r.finishRun()
 }
 
 func (r *run) phase(p Phase, f func() error) error {
@@ -306,16 +348,23 @@ func (r *run) progress(name string, done, total int64) {
 	}
 }
 
-// refresh makes the plan anew when another nodeprep wrote a receipt since it was made.
+// refresh ends a run that was interrupted, and makes the plan anew when the host is not
+// what it was made for any more.
 func (r *run) refresh(ctx context.Context) error {
+	recovered, err := recoverLocked(ctx, r.h, RecoverOptions{
+		Services: r.opt.Services, Daemon: r.opt.Daemon, Observer: r.opt.Observer, Version: r.opt.Version, live: r.opt.live, writer: r.opt.writer,
+	})
+	if err != nil {
+		return err
+	}
 	now, err := ReadReceipt(r.root)
 	if err != nil {
 		return err
 	}
-	if now.id() == r.plan.receipt.id() {
+	if now.id() == r.plan.receipt.id() && recovered.Outcome == NothingPending {
 		return nil
 	}
-	plan, err := Diff(ctx, r.h, r.plan.state, now, r.opt.DiffOptions)
+	plan, err := r.plan.again(ctx, now)
 	if err != nil {
 		return err
 	}

@@ -2,7 +2,6 @@ package install
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -18,7 +17,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"github.com/nodeprep/nodeprep/internal/diag"
 )
 
 const (
@@ -31,43 +29,8 @@ const (
 	recordFormat = 1
 )
 
-// Record is all that one run does to the files of a host, and what it takes to undo
-// it: plain data, complete before the first change. Paths are as on the node, with
-// links in their directories followed.
-type Record struct {
-	Format int    `json:"format"`
-	ID     string `json:"id"`
-	// From and To are the generations before and after.
-	From int `json:"from"`
-	To   int `json:"to"`
-	// Dirs are directories that the run makes for its files, outermost first.
-	Dirs []string `json:"dirs,omitempty"`
-	// Changes are in the order in which they are made, Repairs come after them.
-	Changes []Change `json:"changes"`
-	Repairs []Repair `json:"repairs,omitempty"`
-}
-
-// Change replaces, makes or removes one path, always by a single rename or unlink.
-type Change struct {
-	// Path is as the state names it, Real with its directories' links followed.
-	Path string `json:"path"`
-	Real string `json:"real"`
-	// Staged is what is renamed to Real; "" removes Real.
-	Staged string `json:"staged,omitempty"`
-	// Kept is what was at Real; nil when nothing was.
-	Kept *Kept `json:"kept,omitempty"`
-	// Adopted says that Kept was not ours and is kept until Path is given back.
-	Adopted bool `json:"adopted,omitempty"`
-}
-
-// removedDir is a directory that is gone, as it was.
-type removedDir struct {
-	path string
-	fi   fs.FileInfo
-}
-
-// commit keeps what will be replaced, writes the record, and then renames. It does
-// not look at the context: from here on the run is finished or undone.
+// commit keeps what will be replaced, makes the record durable, and then renames. It
+// does not look at the context: from here on the run is finished or undone.
 func (r *run) commit() error {
 	if err := r.record(); err != nil {
 		return err
@@ -75,15 +38,28 @@ func (r *run) commit() error {
 	if err := r.keepAll(); err != nil {
 		return r.explain(err)
 	}
+	// What is staged and what is kept must be found by whoever reads the journal.
+	for _, s := range r.staging.items {
+		r.dirty[filepath.Dir(s.temp)] = r.dirty[filepath.Dir(s.temp)] || !s.first
+	}
 	if err := r.syncDirs(); err != nil {
 		return err
 	}
-	for i := range r.rec.Changes {
-		c := &r.rec.Changes[i]
-		if err := r.change(c); err != nil {
+	r.j.Stage = recorded
+	if len(r.j.Stop) > 0 {
+		r.j.Stage = activating
+	}
+	if err := r.writeJournal(); err != nil {
+		return r.explain(err)
+	}
+	if err := r.stopUnits(); err != nil {
+		return err
+	}
+	for i := range r.j.Changes {
+		c := &r.j.Changes[i]
+		if err := r.change(c, r.j.Dirs); err != nil {
 			return r.explain(fmt.Errorf("replace %s: %w", c.Path, err))
 		}
-		r.committed++
 	}
 	if err := r.repairAll(); err != nil {
 		return err
@@ -97,27 +73,37 @@ func (r *run) commit() error {
 	return r.syncDirs()
 }
 
-// record turns what was staged into the record's changes, looks for a last time
+// record turns what was staged into the journal's record, looks for a last time
 // whether the host is as it was planned for, and finds the directories to make.
 func (r *run) record() error {
-	r.rec = Record{Format: recordFormat, ID: r.id, From: r.plan.receipt.generation(), To: r.plan.receipt.generation() + 1}
 	adopted := map[string]bool{}
 	for i := range r.plan.Items {
 		for _, p := range r.plan.Items[i].Adopted {
 			adopted[p] = true
 		}
 	}
-	items := slices.Clone(r.staging.items)
+	items := slices.DeleteFunc(slices.Clone(r.staging.items), func(s *staged) bool { return s.first })
 	slices.SortFunc(items, func(a, b *staged) int { return strings.Compare(a.real, b.real) })
 	for _, s := range items {
-		r.rec.Changes = append(r.rec.Changes, Change{Path: s.own.Path, Real: r.shown(s.real), Staged: r.shown(s.temp), Adopted: adopted[s.own.Path]})
+		r.j.Changes = append(r.j.Changes, Change{Path: s.own.Path, Real: r.shown(s.real), Staged: r.shown(s.temp), Adopted: adopted[s.own.Path]})
 	}
 	for i := range r.staging.removals {
-		if it := &r.staging.removals[i]; it.Kind != KindDir {
-			r.rec.Changes = append(r.rec.Changes, Change{Path: it.Path, Real: r.shown(it.real)})
+		it := &r.staging.removals[i]
+		if it.Kind != KindDir {
+			r.j.Changes = append(r.j.Changes, Change{Path: it.Path, Real: r.shown(it.real)})
+			continue
+		}
+		fi, err := lstat(it.real)
+		if err != nil {
+			return err
+		}
+		if fi != nil {
+			k := keptStat(fi)
+			r.j.Drop = append(r.j.Drop, Dropped{Path: r.shown(it.real), Mode: k.Mode, UID: k.UID, GID: k.GID})
 		}
 	}
-	for _, c := range r.rec.Changes {
+	for i := range r.j.Changes {
+		c := &r.j.Changes[i]
 		real := r.abs(c.Real)
 		now, err := lstat(real)
 		if err != nil {
@@ -126,27 +112,67 @@ func (r *run) record() error {
 		if was, looked := r.plan.seen[real]; looked && !sameStat(was, now) {
 			return fmt.Errorf("replace %s: somebody else changed it meanwhile", c.Path)
 		}
-		for _, p := range parents(real) {
-			if fi, err := lstat(p); err != nil {
+		if c.Staged != "" {
+			if err := r.lackingDirs(real, &r.j.Dirs); err != nil {
 				return err
-			} else if fi == nil && c.Staged != "" && !slices.Contains(r.rec.Dirs, r.shown(p)) {
-				r.rec.Dirs = append(r.rec.Dirs, r.shown(p))
 			}
+		}
+		if c.Kept, err = r.planKept("", i, c); err != nil {
+			return err
 		}
 	}
 	for i := range r.plan.Items {
 		if it := &r.plan.Items[i]; it.dir != nil && it.Action == Create {
-			for _, p := range append(parents(it.real), it.real) {
-				if fi, err := lstat(p); err != nil {
-					return err
-				} else if fi == nil && !slices.Contains(r.rec.Dirs, r.shown(p)) {
-					r.rec.Dirs = append(r.rec.Dirs, r.shown(p))
-				}
+			if err := r.lackingDirs(filepath.Join(it.real, "x"), &r.j.Dirs); err != nil {
+				return err
 			}
 		}
 	}
-	slices.Sort(r.rec.Dirs)
-	return r.recordRepairs()
+	slices.Sort(r.j.Dirs)
+	if err := r.recordRepairs(); err != nil {
+		return err
+	}
+	if err := r.recordUninstall(); err != nil {
+		return err
+	}
+	if len(r.j.Changes)+len(r.j.Repairs)+len(r.j.Dirs)+len(r.j.Drop) > 0 {
+		r.j.To = r.j.From + 1
+	}
+	return r.recordServices()
+}
+
+// recordServices notes what the run is about to ask of the running system, and how
+// that is now.
+func (r *run) recordServices() error {
+	if !r.plan.live {
+		return nil
+	}
+	for i := range r.plan.Items {
+		it := &r.plan.Items[i]
+		switch it.Action {
+		case Reload:
+			r.j.Reload = true
+		case Stop:
+			r.j.Stop = append(r.j.Stop, it.Path)
+		case Restart:
+			r.j.Restart = append(r.j.Restart, it.Path)
+		case Start:
+			r.j.Start = append(r.j.Start, it.Path)
+			if it.OldVersion == "failed" {
+				r.j.Failed = append(r.j.Failed, it.Path)
+			}
+		case Set:
+			now, err := r.root.ReadFile(sysctlPath(it.Path))
+			if isAbsent(err) {
+				continue // a module brings it
+			}
+			if err != nil {
+				return fmt.Errorf("read kernel setting %s: %w", it.Path, err)
+			}
+			r.j.Settings = append(r.j.Settings, Setting{it.Path, strings.TrimSpace(string(now))})
+		}
+	}
+	return nil
 }
 
 func sameStat(a, b fs.FileInfo) bool {
@@ -183,41 +209,112 @@ func (r *run) keptAt(k *Kept) (string, error) {
 	return "", fmt.Errorf("%s is not where nodeprep keeps what it puts aside", k.Path)
 }
 
-// keepAll puts aside what the changes will replace, with the record and the receipt
-// that belong to it.
+// keepAll puts aside what the changes will replace, and the receipt that belongs to it.
 func (r *run) keepAll() error {
-	dir, err := r.root.Locate(generation(StateDir, r.rec.From, ""))
-	if err != nil {
-		return err
-	}
-	// What an earlier run left under this number belongs to no receipt.
-	if err := r.w.removeTree(dir); err != nil {
-		return err
-	}
-	for i := range r.rec.Changes {
-		c := &r.rec.Changes[i]
-		if c.Kept, err = r.keep(i, c); err != nil {
-			return fmt.Errorf("keep %s: %w", c.Path, err)
+	for i := range r.j.Changes {
+		if err := r.keep(&r.j.Changes[i]); err != nil {
+			return fmt.Errorf("keep %s: %w", r.j.Changes[i].Path, err)
 		}
 	}
-	if err := r.ensureDir(dir, 0o700); err != nil {
+	if r.j.To == r.j.From || r.j.Verb == VerbUninstall {
+		return nil
+	}
+	dir, err := r.root.Locate(generation(StateDir, r.j.From, ""))
+	if err != nil {
 		return err
 	}
-	data, err := json.MarshalIndent(&r.rec, "", " ")
-	if err != nil {
-		return fmt.Errorf("encode record: %w", err)
-	}
-	if err := r.writeSmall(filepath.Join(dir, "record.json"), append(data, '\n')); err != nil {
+	if err := r.ensureDir(dir); err != nil {
 		return err
 	}
 	if r.plan.receipt == nil {
 		return nil
 	}
 	// A copy, not a link: not every filesystem has hard links.
-	if data, err = r.root.ReadFile(ReceiptPath); err != nil {
+	data, err := readOwn(r.root, ReceiptPath)
+	if err != nil {
 		return err
 	}
 	return r.writeSmall(filepath.Join(dir, "receipt.json"), data)
+}
+
+// planKept is how and where the thing at a change's place will be kept: what can be
+// linked to StateDir is, which costs nothing and keeps everything of the file; else a
+// small file becomes a copy there, and a large one a hard link at the top of its own
+// filesystem. nil when there is nothing.
+func (r *run) planKept(prefix string, i int, c *Change) (*Kept, error) {
+	real := r.abs(c.Real)
+	fi, err := lstat(real)
+	if err != nil || fi == nil {
+		return nil, err
+	}
+	k := keptStat(fi)
+	if fi.Mode().Type() == fs.ModeSymlink {
+		k.Kind, k.Size, k.MTime = KindLink, 0, 0
+		k.Target, err = os.Readlink(real)
+		return k, err
+	}
+	top := StateDir
+	if !r.linkable(real) && fi.Size() > copyLimit {
+		top = r.farTop(real)
+		if !slices.Contains(r.j.Tops, top) {
+			return nil, fmt.Errorf("keep %s: its filesystem changed meanwhile", c.Path)
+		}
+	}
+	name := fmt.Sprintf("%s%04d-%s", prefix, i, path.Base(c.Real))
+	p := generation(top, r.j.From, name)
+	if c.Adopted {
+		p = path.Join(top, "original", r.id+"-"+name)
+	}
+	at, err := r.root.Locate(p)
+	k.Path = r.shown(at)
+	return k, err
+}
+
+// keep puts one thing aside, where planKept said.
+func (r *run) keep(c *Change) error {
+	k := c.Kept
+	if k == nil || k.Kind == KindLink {
+		return nil
+	}
+	at := r.abs(k.Path)
+	if err := r.ensureDir(filepath.Dir(at)); err != nil {
+		return err
+	}
+	r.dirty[filepath.Dir(at)] = true
+	err := r.w.link(r.abs(c.Real), at)
+	if noLinks(err) {
+		k.Copied = true
+		err = r.copyFile(context.Background(), r.abs(c.Real), at, k)
+	}
+	return err
+}
+
+// noLinks holds for filesystems without hard links, and for two that are not one.
+func noLinks(err error) bool {
+	return errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EMLINK)
+}
+
+// linkable reports whether a file can be linked to StateDir: link(2) needs the same
+// mount, and btrfs the same subvolume.
+func (r *run) linkable(real string) bool {
+	state, err := r.root.Locate(StateDir)
+	if err != nil {
+		return false
+	}
+	near, err := stageDir(state + "/x")
+	if err != nil {
+		return false
+	}
+	dir, err := stageDir(real)
+	if err != nil {
+		return false
+	}
+	return device(near) == device(dir) && mountPoint(near) == mountPoint(dir)
+}
+
+// farTop is where a file is kept that cannot be linked to StateDir.
+func (r *run) farTop(real string) string {
+	return path.Join(r.shown(topOf(real, r.root.Dir())), keptDir)
 }
 
 // writeSmall writes a file of nodeprep's own, 0600 and durable.
@@ -238,80 +335,24 @@ func (r *run) writeSmall(real string, data []byte) error {
 	return f.finish(0o600, o, time.Time{})
 }
 
-// keep puts one path aside: by hard link, which costs nothing and keeps everything
-// of the file, near StateDir where that is on the same filesystem; else a small file
-// as a copy there, a large one by hard link at the top of its own filesystem.
-func (r *run) keep(i int, c *Change) (*Kept, error) {
-	real := r.abs(c.Real)
-	fi, err := lstat(real)
-	if err != nil || fi == nil {
-		return nil, err
-	}
-	st := fi.Sys().(*syscall.Stat_t)
-	k := &Kept{Kind: KindFile, Size: fi.Size(), Mode: permissions(fi.Mode()), UID: st.Uid, GID: st.Gid, MTime: fi.ModTime().UnixNano()}
-	if fi.Mode().Type() == fs.ModeSymlink {
-		k.Kind, k.Size, k.MTime = KindLink, 0, 0
-		k.Target, err = os.Readlink(real)
-		return k, err
-	}
-	place := func(top string) (string, error) {
-		name := fmt.Sprintf("%04d-%s", i, path.Base(c.Real))
-		p := generation(top, r.rec.From, name)
-		if c.Adopted {
-			p = path.Join(top, "original", r.id+"-"+name)
-		}
-		at, err := r.root.Locate(p)
-		if err != nil {
-			return "", err
-		}
-		return at, r.ensureDir(filepath.Dir(at), 0o700)
-	}
-	near, err := place(StateDir)
-	if err != nil {
-		return nil, err
-	}
-	at := near
-	err = r.w.link(real, at)
-	if errors.Is(err, unix.EXDEV) && fi.Size() > copyLimit {
-		if at, err = place(path.Join(r.shown(topOf(real, r.root.Dir())), keptDir)); err != nil {
-			return nil, err
-		}
-		// What an earlier run left under this name belongs to no receipt.
-		if err := r.w.remove(at); err != nil {
-			return nil, err
-		}
-		err = r.w.link(real, at)
-	}
-	if errors.Is(err, unix.EXDEV) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EMLINK) {
-		// Filesystems without hard links, and small files of another one.
-		k.Copied, at = true, near
-		err = r.copyFile(context.Background(), real, at, k)
-	}
-	if err != nil {
-		return nil, err
-	}
-	r.dirty[filepath.Dir(at)] = true
-	k.Path = r.shown(at)
-	return k, nil
-}
-
 // topOf is the highest directory within root to which a file in a path's directory can
 // be linked: on its device, since one mount may show several (btrfs), and in its mount,
 // since link(2) does not cross from one mount of a filesystem to another.
 func topOf(real, root string) string {
-	device := func(p string) uint64 {
-		var st unix.Stat_t
-		if unix.Stat(p, &st) != nil {
-			return 0
-		}
-		return uint64(st.Dev)
-	}
 	dir := filepath.Dir(real)
 	top := mountPoint(dir)
 	for dir != root && dir != top && dir != "/" && device(filepath.Dir(dir)) == device(dir) {
 		dir = filepath.Dir(dir)
 	}
 	return dir
+}
+
+func device(p string) uint64 {
+	var st unix.Stat_t
+	if unix.Stat(p, &st) != nil {
+		return 0
+	}
+	return uint64(st.Dev)
 }
 
 // copyFile copies content, owner, mode and time, durably; when it fails there is no
@@ -341,8 +382,9 @@ func (r *run) copyFile(ctx context.Context, from, to string, k *Kept) error {
 	return nil
 }
 
-// copyKept makes what was kept appear at a staging name, and leaves it kept.
-func (r *run) copyKept(ctx context.Context, k *Kept, temp string) error {
+// copyKept makes what was kept appear at a staging name, and leaves it kept. With own,
+// a small file is a copy: what becomes of the file must not happen to what is kept.
+func (r *run) copyKept(ctx context.Context, k *Kept, temp string, own bool) error {
 	if k.Kind == KindLink {
 		if err := r.w.symlink(k.Target, temp); err != nil {
 			return err
@@ -356,17 +398,18 @@ func (r *run) copyKept(ctx context.Context, k *Kept, temp string) error {
 	if err != nil {
 		return err
 	}
-	if !k.Copied {
+	if !k.Copied && (!own || k.Size > copyLimit) {
 		err := r.w.link(at, temp)
-		if err == nil || !errors.Is(err, unix.EXDEV) {
+		if err == nil || !noLinks(err) {
 			return err
 		}
 	}
 	return r.copyFile(ctx, at, temp, k)
 }
 
-// ensureDir makes a directory of nodeprep's own, and those above it.
-func (r *run) ensureDir(real string, mode fs.FileMode) error {
+// ensureDir makes a directory of nodeprep's own, and those above it; they are there
+// as long as something is kept in them.
+func (r *run) ensureDir(real string) error {
 	var lacking []string
 	for dir := real; ; dir = filepath.Dir(dir) {
 		fi, err := lstat(dir)
@@ -381,16 +424,8 @@ func (r *run) ensureDir(real string, mode fs.FileMode) error {
 		}
 		lacking = append(lacking, dir)
 	}
-	state, err := r.root.Resolve(StateDir)
-	if err != nil {
-		return err
-	}
 	for _, dir := range slices.Backward(lacking) {
-		m := mode
-		if strings.HasPrefix(state, dir+"/") {
-			m = 0o755 // /var, /var/lib
-		}
-		if err := r.mkdir(dir, m); err != nil {
+		if err := r.mkdir(dir, 0o700); err != nil {
 			return err
 		}
 	}
@@ -398,24 +433,22 @@ func (r *run) ensureDir(real string, mode fs.FileMode) error {
 }
 
 func (r *run) mkdir(real string, mode fs.FileMode) error {
-	// Noted first: what mkdir left half done must be found as well.
-	r.made = append(r.made, real)
 	r.dirty[filepath.Dir(real)] = true
 	r.dirty[real] = true
 	return r.w.mkdir(real, mode)
 }
 
-// change makes one change, with the directories that it needs: right before it, so
-// that a loader hardly ever sees one of them empty.
-func (r *run) change(c *Change) error {
+// change makes one change, with those of the directories that it needs: right before
+// it, so that a loader hardly ever sees one of them empty.
+func (r *run) change(c *Change, dirs []string) error {
 	real := r.abs(c.Real)
 	r.dirty[filepath.Dir(real)] = true
 	if c.Staged == "" {
 		return r.w.remove(real)
 	}
 	for _, p := range parents(real) {
-		if slices.Contains(r.rec.Dirs, r.shown(p)) && !slices.Contains(r.made, p) {
-			if err := r.mkdir(p, r.dirMode(p)); err != nil {
+		if slices.Contains(dirs, r.shown(p)) {
+			if err := r.makeDir(p); err != nil {
 				return err
 			}
 		}
@@ -423,6 +456,15 @@ func (r *run) change(c *Change) error {
 	temp := r.abs(c.Staged)
 	r.dirty[filepath.Dir(temp)] = true
 	return r.w.rename(temp, real)
+}
+
+// makeDir makes a directory of the record, unless it is made already.
+func (r *run) makeDir(real string) error {
+	fi, err := lstat(real)
+	if err != nil || fi != nil {
+		return err
+	}
+	return r.mkdir(real, r.dirMode(real))
 }
 
 // dirMode is the wanted mode of a directory that is made.
@@ -437,40 +479,23 @@ func (r *run) dirMode(real string) fs.FileMode {
 
 // makeDirs makes the directories that no file needed.
 func (r *run) makeDirs() error {
-	for _, p := range r.rec.Dirs {
-		if real := r.abs(p); !slices.Contains(r.made, real) {
-			if err := r.mkdir(real, r.dirMode(real)); err != nil {
-				return err
-			}
+	for _, p := range r.j.Dirs {
+		if err := r.makeDir(r.abs(p)); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-// dropDirs removes directories of ours that nothing needs any more, if they are empty.
+// dropDirs removes directories that nothing needs any more, if they are empty.
 func (r *run) dropDirs() error {
-	for i := range r.staging.removals {
-		it := &r.staging.removals[i]
-		if it.Kind != KindDir {
-			continue
-		}
-		fi, err := lstat(it.real)
-		if err != nil {
+	for _, d := range r.j.Drop {
+		real := r.abs(d.Path)
+		if _, err := r.w.rmdirUnused(real); err != nil {
 			return err
 		}
-		if fi == nil {
-			continue
-		}
-		gone, err := r.w.rmdirUnused(it.real)
-		if err != nil {
-			return err
-		}
-		if !gone {
-			continue // somebody uses it
-		}
-		r.removedDirs = append(r.removedDirs, removedDir{it.real, fi})
-		r.dirty[filepath.Dir(it.real)] = true
-		delete(r.dirty, it.real)
+		r.dirty[filepath.Dir(real)] = true
+		delete(r.dirty, real)
 	}
 	return nil
 }
@@ -479,15 +504,27 @@ func (r *run) dropDirs() error {
 func (r *run) syncDirs() error {
 	var g errgroup.Group
 	g.SetLimit(16)
-	for dir := range r.dirty {
-		g.Go(func() error { return r.w.sync(dir) })
+	for _, dir := range sortedKeys(r.dirty) {
+		if !r.dirty[dir] {
+			continue
+		}
+		g.Go(func() error {
+			if err := r.w.sync(dir); !isAbsent(err) {
+				return err
+			}
+			return nil // it went since
+		})
 	}
 	r.dirty = map[string]bool{}
 	return g.Wait()
 }
 
-// settle writes the receipt: after it the run is done.
+// settle writes the receipt: with it the run is done.
 func (r *run) settle() error {
+	if r.j.Verb == VerbUninstall {
+		r.j.Stage = settled
+		return r.writeJournal()
+	}
 	rec, err := r.newReceipt()
 	if err != nil {
 		return err
@@ -500,21 +537,14 @@ func (r *run) settle() error {
 	if err != nil {
 		return err
 	}
-	if err := r.ensureDir(state, 0o700); err != nil {
-		return err
-	}
-	temp := filepath.Join(state, ".receipt.json.nodeprep-"+r.id)
+	temp := r.ownTemp(filepath.Join(state, "receipt.json"))
 	if err := r.writeSmall(temp, data); err != nil {
 		return r.explain(errors.Join(fmt.Errorf("write receipt: %w", err), r.w.remove(temp)))
 	}
 	if err := r.w.rename(temp, filepath.Join(state, "receipt.json")); err != nil {
 		return errors.Join(fmt.Errorf("write receipt: %w", err), r.w.remove(temp))
 	}
-	// The rename is done, so that an error here must not undo a run whose receipt may
-	// be on the disk.
-	if err := r.syncDirs(); err != nil {
-		r.res.Warnings.Warnf(diag.Origin{File: ReceiptPath}, "", "it is written, but may not survive a power cut right now: %v", err)
-	}
+	r.settled = true
 	r.res.Generation, r.res.Artifacts = rec.Generation, rec.Artifacts
 	for i := range r.plan.Items {
 		if it := r.plan.Items[i]; it.Changes() {
@@ -527,10 +557,14 @@ func (r *run) settle() error {
 
 // newReceipt is the receipt of the host as it is now.
 func (r *run) newReceipt() (*Receipt, error) {
+	if r.plan.back != nil {
+		return r.receiptBack()
+	}
 	old := r.plan.receipt
 	rec := &Receipt{
-		Format: receiptFormat, ID: r.id, Generation: r.rec.To, Nodeprep: r.opt.Version, Time: r.h.Now().UTC(),
+		Format: receiptFormat, ID: r.id, Generation: r.j.To, Nodeprep: r.opt.Version, Time: r.h.Now().UTC(),
 		Arch: r.plan.state.Arch, Profiles: r.opt.Profiles, Profile: r.opt.Profile, Salt: r.staging.salt, Images: r.images, Daemon: r.plan.state.Daemon,
+		Generations: r.plan.state.Generations, Tops: r.farTops(),
 	}
 	for _, u := range r.plan.state.Units {
 		rec.Units = append(rec.Units, u.Name)
@@ -538,13 +572,10 @@ func (r *run) newReceipt() (*Receipt, error) {
 	rec.Modules = r.modules()
 	owned := map[string]Owned{}
 	gone := map[string]bool{}
-	for _, c := range r.rec.Changes {
+	for _, c := range r.j.Changes {
 		if c.Staged == "" {
 			gone[c.Path] = true
 		}
-	}
-	for _, d := range r.removedDirs {
-		gone[r.shown(d.path)] = true
 	}
 	if old != nil {
 		for _, own := range old.Owned {
@@ -579,8 +610,10 @@ func (r *run) newReceipt() (*Receipt, error) {
 		}
 	}
 	kept := map[string]*Change{}
-	for i := range r.rec.Changes {
-		kept[r.rec.Changes[i].Path] = &r.rec.Changes[i]
+	for _, changes := range [][]Change{r.j.Self, r.j.Changes} {
+		for i := range changes {
+			kept[changes[i].Path] = &changes[i]
+		}
 	}
 	for _, s := range r.staging.items {
 		if s.back {
@@ -601,22 +634,13 @@ func (r *run) newReceipt() (*Receipt, error) {
 		}
 		owned[own.Path] = own
 	}
-	state, err := r.root.Resolve(StateDir)
-	if err != nil {
-		return nil, err
-	}
-	for _, real := range r.made {
-		p := r.shown(real)
-		if strings.HasPrefix(real, state+"/") || strings.Contains(p, "/"+keptDir+"/") {
-			continue // nodeprep's own, inside of what is listed
-		}
+	for _, p := range slices.Concat(r.j.Made, r.j.SelfDirs, r.j.Dirs) {
 		own := Owned{Path: p, Kind: KindDir}
-		fi, err := os.Lstat(real)
+		fi, err := os.Lstat(r.abs(p))
 		if err != nil {
 			return nil, err
 		}
 		own.stat(fi)
-		own.MTime, own.Inode = 0, 0 // they change with what is in it
 		owned[p] = own
 	}
 	for _, p := range sortedKeys(owned) {
@@ -640,6 +664,14 @@ func (o *Owned) stat(fi fs.FileInfo) {
 	}
 }
 
+// farTops are the places beside StateDir where something is kept.
+func (r *run) farTops() []string {
+	return slices.DeleteFunc(slices.Clone(r.j.Tops), func(p string) bool {
+		fi, err := r.root.Lstat(p)
+		return p == StateDir || err != nil || fi == nil
+	})
+}
+
 // installed lists the releases that the receipt's files came from.
 func (r *run) installed(rec *Receipt) []Installed {
 	var out []Installed
@@ -652,6 +684,10 @@ func (r *run) installed(rec *Receipt) []Installed {
 		in := Installed{Component: a.Component, Version: a.Version, Arch: a.Arch, Static: a.Static, Wanted: a.SHA256}
 		if archive := r.staging.archives[it.Path]; archive != nil && it.Changes() {
 			in.File, in.SHA256, in.SHA256From = archive.File, archive.SHA256, archive.SHA256From
+			in.Time = rec.Time
+			if was := r.plan.receipt.installed(a.Component); was != nil && sameMinor(was.Version, a.Version) {
+				in.Time = was.Time
+			}
 		} else if was := r.plan.receipt.installed(a.Component); was != nil {
 			in = *was
 		}

@@ -5,10 +5,18 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"time"
 
 	"github.com/nodeprep/nodeprep/internal/daemon"
 	"github.com/nodeprep/nodeprep/internal/desired"
+)
+
+const (
+	// askTimeout is how long a daemon may take to say what runs under it.
+	askTimeout = 5 * time.Second
+	// stopGrace is how long a container has between SIGTERM and SIGKILL.
+	stopGrace = 10 * time.Second
 )
 
 // Containerd is the Daemon that answers at a socket of this machine.
@@ -61,6 +69,47 @@ func (c Containerd) Import(ctx context.Context, d desired.Daemon, image desired.
 		names = append(names, i.Name)
 	}
 	return names, nil
+}
+
+// Tasks lists the tasks of all namespaces, within seconds in any case.
+func (c Containerd) Tasks(ctx context.Context, d desired.Daemon) ([]daemon.Task, error) {
+	return ask(ctx, c, d, (*daemon.Client).Tasks)
+}
+
+// Containers lists the containers of all namespaces, within seconds in any case.
+func (c Containerd) Containers(ctx context.Context, d desired.Daemon) ([]daemon.Container, error) {
+	return ask(ctx, c, d, (*daemon.Client).Containers)
+}
+
+// Watch follows shims through the kernel.
+func (Containerd) Watch(tasks []daemon.Task) (ShimWatch, error) { return daemon.WatchShims(tasks) }
+
+// StopTasks gives the tasks ten seconds to end by themselves, as docker stop does.
+func (c Containerd) StopTasks(ctx context.Context, d desired.Daemon) error {
+	client, err := c.connect(ctx, d.Address)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	return client.StopTasks(ctx, stopGrace)
+}
+
+// ask puts one question to a daemon. A plan is not held up by one that is down: without
+// a socket nobody is waited for.
+func ask[T any](ctx context.Context, c Containerd, d desired.Daemon, question func(*daemon.Client, context.Context) (T, error)) (T, error) {
+	var none T
+	if _, err := os.Stat(d.Address); err != nil {
+		return none, fmt.Errorf("connect to containerd: %w", err)
+	}
+	wait := cmp.Or(c.wait, askTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, wait, fmt.Errorf("no answer within %s", wait))
+	defer cancel()
+	client, err := daemon.Connect(ctx, d.Address)
+	if err != nil {
+		return none, err
+	}
+	defer client.Close()
+	return question(client, ctx)
 }
 
 func (c Containerd) connect(ctx context.Context, address string) (*daemon.Client, error) {

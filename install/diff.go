@@ -3,6 +3,7 @@ package install
 import (
 	"cmp"
 	"context"
+	"debug/buildinfo"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -25,6 +26,12 @@ type DiffOptions struct {
 	Adopt bool
 	// Services is asked once which units run; nil under a root that is not running.
 	Services Services
+	// Daemon is asked what runs under it; nil under a root that is not running.
+	Daemon Daemon
+	// ForceRestart allows a restart that kills containers. WithRunningPods allows what
+	// pods that run do not survive, such as another cgroup driver.
+	ForceRestart    bool
+	WithRunningPods bool
 
 	// live overrides, in tests, what the root itself says.
 	live bool
@@ -62,8 +69,9 @@ func Diff(ctx context.Context, h *host.Host, state *desired.State, receipt *Rece
 	d := &differ{
 		root: h.Root, state: state, receipt: receipt, opt: opt,
 		wanted: map[string]string{}, units: map[string]*unitCauses{},
-		plan: &Plan{state: state, receipt: receipt, live: h.Root.Live() || opt.live, seen: map[string]fs.FileInfo{}},
+		plan: &Plan{verb: VerbApply, state: state, receipt: receipt, live: h.Root.Live() || opt.live, seen: map[string]fs.FileInfo{}},
 	}
+	d.plan.again = func(ctx context.Context, now *Receipt) (*Plan, error) { return Diff(ctx, h, state, now, opt) }
 	var faults []error
 	note := func(err error) {
 		if err != nil {
@@ -82,13 +90,14 @@ func Diff(ctx context.Context, h *host.Host, state *desired.State, receipt *Rece
 	links, err := d.links()
 	note(err)
 	for i := range links {
-		note(d.link(&links[i].Link, links[i].unit))
+		note(d.link(&links[i]))
 	}
 	note(d.removals())
 	if d.plan.live {
 		note(d.kernel())
 	}
 	note(d.services(ctx))
+	note(d.discipline(ctx))
 	note(d.images())
 	if err := errors.Join(faults...); err != nil {
 		return nil, err
@@ -111,6 +120,92 @@ type differ struct {
 type unitCauses struct{ reload, restart []cause }
 
 func (d *differ) add(it Item) { d.plan.Items = append(d.plan.Items, it) }
+
+// program plans a file that is copied from another one: nodeprep itself. It is large, so
+// that it is read only where sizes and times do not tell.
+func (d *differ) program(f *desired.File, it Item, fi fs.FileInfo) error {
+	src, err := os.Stat(f.Source)
+	if err != nil {
+		return fmt.Errorf("plan %s: %w", f.Path, err)
+	}
+	own := d.receipt.Find(f.Path)
+	it.own = own
+	if why := d.blocked(it.real); why != "" {
+		it.Action, it.Reason = Refuse, why
+		d.add(it)
+		return nil
+	}
+	same := func() (bool, error) {
+		if os.SameFile(fi, src) {
+			return true, nil
+		}
+		if fi.Size() != src.Size() {
+			return false, nil
+		}
+		a, err := digestFile(it.real, "", false)
+		if err != nil {
+			return false, err
+		}
+		b, err := digestArchive(f.Source)
+		return a == b, err
+	}
+	switch {
+	case fi == nil:
+		it.Action, it.Reason = Create, "recovers an interrupted run, also at boot"
+	case own == nil || own.Kind != KindFile:
+		if !fi.Mode().IsRegular() {
+			it.Action, it.Reason = Refuse, "is "+typeName(fi.Mode())+" that nodeprep did not make"
+			break
+		}
+		is, err := same()
+		if err != nil {
+			return fmt.Errorf("plan %s: %w", f.Path, err)
+		}
+		// Put there by hand and what runs now: it is as good as ours, and stays theirs.
+		if it.Action = Keep; !is {
+			it.Action, it.Reason, it.Adopted = Update, "is another version", []string{f.Path}
+			if !isNodeprep(it.real) {
+				it.Reason, it.Adoptable = "exists and is not nodeprep", true
+				if !d.opt.Adopt {
+					it.Action, it.Adopted = Refuse, nil
+				}
+			}
+		}
+	default:
+		drift, what, err := d.receipt.compare(it.real, fi, own, false)
+		if err != nil {
+			return fmt.Errorf("compare %s: %w", f.Path, err)
+		}
+		unchanged := own.Source != nil && *own.Source == *sourceOf(src)
+		if !unchanged {
+			if unchanged, err = same(); err != nil {
+				return fmt.Errorf("plan %s: %w", f.Path, err)
+			}
+		}
+		switch {
+		case drift == asWritten && unchanged:
+			it.Action = Keep
+		case drift == asWritten:
+			it.Action, it.Reason = Update, "another version runs now"
+		default:
+			it.Action, it.Reason = Update, what
+			if drift == edited && !isNodeprep(it.real) {
+				it.Action, it.Reason, it.Adoptable = Refuse, "was changed since nodeprep wrote it: "+what, true
+				if d.opt.Adopt {
+					it.Action, it.Adopted = Update, []string{f.Path}
+				}
+			}
+		}
+	}
+	d.add(it)
+	return nil
+}
+
+// isNodeprep reports whether a program is some version of nodeprep (debug/buildinfo).
+func isNodeprep(real string) bool {
+	info, err := buildinfo.ReadFile(real)
+	return err == nil && info.Main.Path == "github.com/nodeprep/nodeprep"
+}
 
 // look resolves a wanted path and notes it; two wanted paths in one place are a fault.
 func (d *differ) look(p string) (real string, fi fs.FileInfo, err error) {
@@ -202,7 +297,10 @@ func (d *differ) file(f *desired.File) error {
 	if err != nil {
 		return err
 	}
-	it := Item{Kind: KindFile, Path: f.Path, Origin: f.Origin, Secret: f.Secret, NewMode: permissions(f.Mode), file: f, real: real}
+	it := Item{Kind: KindFile, Path: f.Path, Origin: f.Origin, Secret: f.Secret, NewMode: permissions(f.Mode), file: f, real: real, first: f.First}
+	if f.Source != "" {
+		return d.program(f, it, fi)
+	}
 	if !f.Secret {
 		it.New = f.Content
 	}
@@ -337,13 +435,14 @@ func (d *differ) dir(want *desired.Dir) error {
 	return nil
 }
 
-func (d *differ) link(want *desired.Link, unit string) error {
+func (d *differ) link(w *wantedLink) error {
+	want, unit := &w.Link, w.unit
 	real, fi, err := d.look(want.Path)
 	if err != nil {
 		return err
 	}
 	own := d.receipt.Find(want.Path)
-	it := Item{Kind: KindLink, Path: want.Path, Origin: want.Origin, NewVersion: want.Target, symlink: want, real: real, own: own}
+	it := Item{Kind: KindLink, Path: want.Path, Origin: want.Origin, NewVersion: want.Target, symlink: want, real: real, own: own, first: w.first}
 	if unit != "" {
 		it.Kind = KindUnit // shown as "enable UNIT"; the link is how
 	}
@@ -540,6 +639,9 @@ func (d *differ) removals() error {
 	gone := map[string]bool{}
 	for i := len(d.receipt.Owned) - 1; i >= 0; i-- { // children before parents
 		own := &d.receipt.Owned[i]
+		if own.First {
+			continue // nodeprep itself goes with an uninstall only
+		}
 		it, err := d.removal(own, needed, gone)
 		if err != nil {
 			return err

@@ -15,6 +15,8 @@ import (
 type wantedLink struct {
 	desired.Link
 	unit string
+	// first says that the unit is nodeprep's own.
+	first bool
 }
 
 // links are the state's own and those that enable its units. A unit is enabled as
@@ -49,7 +51,8 @@ func (d *differ) links() ([]wantedLink, error) {
 				if strings.Contains(target, "/") {
 					return nil, fmt.Errorf("enable %s: %s has %s=%s, not a unit's name", u.Name, file, o.Name, target)
 				}
-				out = append(out, wantedLink{unit: u.Name, Link: desired.Link{
+				first := slices.ContainsFunc(d.state.Files, func(f desired.File) bool { return f.First && f.Path == file })
+				out = append(out, wantedLink{unit: u.Name, first: first, Link: desired.Link{
 					Path: "/etc/systemd/system/" + target + kind + "/" + u.Name, Target: file, Origin: u.Origin,
 				}})
 			}

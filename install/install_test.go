@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
 
+	"github.com/nodeprep/nodeprep/internal/daemon"
 	"github.com/nodeprep/nodeprep/internal/desired"
 	"github.com/nodeprep/nodeprep/internal/diag"
 	"github.com/nodeprep/nodeprep/internal/host"
@@ -123,6 +124,30 @@ type fakeDaemon struct {
 	asked    []string
 	imported []string
 	pid      int // who listens; 0 is the unit's own process
+	// tasks run under it, containers are known to it; stopped tells that tasks were ended.
+	tasks      []daemon.Task
+	containers []daemon.Container
+	lost       []daemon.Task // by the shims' watch
+	stopped    bool
+}
+
+func (d *fakeDaemon) Tasks(context.Context, desired.Daemon) ([]daemon.Task, error) {
+	return d.tasks, nil
+}
+
+func (d *fakeDaemon) Containers(context.Context, desired.Daemon) ([]daemon.Container, error) {
+	return d.containers, nil
+}
+
+func (d *fakeDaemon) Watch([]daemon.Task) (ShimWatch, error) { return d, nil }
+
+func (d *fakeDaemon) Ended(time.Time, time.Time) []daemon.Task { return d.lost }
+
+func (d *fakeDaemon) Close() {}
+
+func (d *fakeDaemon) StopTasks(context.Context, desired.Daemon) error {
+	d.tasks, d.stopped = nil, true
+	return nil
 }
 
 func (d *fakeDaemon) Healthy(_ context.Context, want desired.Daemon) error {
@@ -701,12 +726,12 @@ func TestFailureAfterCommitIsUndone(t *testing.T) {
 		did   []string
 	}{
 		{"restart", func(n *node) { n.services.fail["restart containerd.service"] = errors.New("it died") }, PhaseActivate, "it died",
-			[]string{"reload", "restart containerd.service", "reload", "restart containerd.service"}},
+			[]string{"reload", "restart containerd.service", "stop containerd.service", "reload", "start containerd.service"}},
 		{"reload", func(n *node) { n.services.fail["reload"] = errors.New("no bus") }, PhaseActivate, "no bus", []string{"reload", "reload"}},
 		{"health", func(n *node) { n.daemon.sick["2.0.0"] = errors.New("CRI plugin is skipped") }, PhaseVerify, "CRI plugin is skipped",
-			[]string{"reload", "restart containerd.service", "reload", "restart containerd.service"}},
+			[]string{"reload", "restart containerd.service", "stop containerd.service", "reload", "start containerd.service"}},
 		{"oom score", func(n *node) { n.write("/proc/7/oom_score_adj", "0\n") }, PhaseVerify, "oom_score_adj 0, want -999",
-			[]string{"reload", "restart containerd.service", "reload", "restart containerd.service"}},
+			[]string{"reload", "restart containerd.service", "stop containerd.service", "reload", "start containerd.service"}},
 		{"module", func(n *node) {
 			n.state.Modules = []string{"no_such_module"}
 			n.h.Run = func(_ context.Context, c host.Cmd) (host.Output, error) {
@@ -782,8 +807,8 @@ func TestStranded(t *testing.T) {
 	n.apply()
 	n.state.Artifacts[0].Version, n.state.Daemon.Version = "2.0.0", "2.0.0"
 	n.daemon.sick["2.0.0"] = errors.New("new one is ill")
-	n.opt.writer = &writer{before: func(_ int64, op, _ string) error {
-		if op == "rename" {
+	n.opt.writer = &writer{before: func(_ int64, op, path string) error {
+		if op == "rename" && path == filepath.Join(n.dir, "/usr/local/bin/containerd") {
 			n.daemon.sick["1.0.0"] = errors.New("old one too")
 		}
 		return nil
@@ -934,7 +959,7 @@ func TestCancelAfterCommitReverts(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	n.opt.writer = &writer{chown: n.h.UID == 0, after: func(_ int64, op, path string) {
-		if op == "rename" {
+		if op == "rename" && path == filepath.Join(n.dir, "/usr/local/bin/containerd") {
 			cancel()
 		}
 	}}
@@ -991,7 +1016,8 @@ func TestStagingAppearsNowhereALoaderLooks(t *testing.T) {
 	n := newNode(t)
 	made := ""
 	n.opt.writer = &writer{before: func(_ int64, op, path string) error {
-		inState := strings.Contains(path, StateDir)
+		// The journal comes into place with the directories that hold it, by one rename.
+		inState := strings.Contains(path, StateDir) || strings.HasPrefix(path, filepath.Join(n.dir, "/.var.nodeprep-"))
 		if op == "mkdir" && !inState {
 			made = path
 		}

@@ -112,7 +112,7 @@ func TestSeparateFilesystems(t *testing.T) {
 	n.opt.writer = nil
 
 	n.apply()
-	rec, err := readRecord(n.h.Root, StateDir+"/generations/1/record.json")
+	rec, err := readJournal(n.h.Root, StateDir+"/generations/1/record.json")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package install
 
 import (
+	"context"
 	"fmt"
 	"io/fs"
 	"strings"
@@ -25,6 +26,7 @@ const (
 	Reload  Action = "reload"  // systemd reads its units again
 	Enable  Action = "enable"  // a unit starts at boot
 	Start   Action = "start"   // a unit
+	Stop    Action = "stop"    // a unit
 	Restart Action = "restart" // a unit
 	Import  Action = "import"  // an image
 )
@@ -55,8 +57,10 @@ type Item struct {
 	NewVersion string `json:"new,omitempty"`
 	// Adopted lists paths that are taken over, with what stands there kept.
 	Adopted []string `json:"adopted,omitempty"`
-	// Adoptable tells of a refused item that adopting would allow it.
-	Adoptable bool `json:"adoptable,omitempty"`
+	// Adoptable tells of a refused item that adopting would allow it, Hint what else
+	// would.
+	Adoptable bool   `json:"adoptable,omitempty"`
+	Hint      string `json:"hint,omitempty"`
 
 	file     *desired.File
 	dir      *desired.Dir
@@ -65,6 +69,16 @@ type Item struct {
 	image    *desired.Image
 	own      *Owned
 	real     string // where the path leads on this machine
+	// first marks nodeprep's own files.
+	first bool
+	// kept is what a rollback brings back here, becomes what the receipt will say of it,
+	// nil when it will not be ours.
+	kept    *Kept
+	becomes *Owned
+	// unproven says that what is kept is not what the receipt of then has.
+	unproven bool
+	// quiet is not worth a line of its own where it is the only change.
+	quiet bool
 	// only limits an artifact to the members at these paths; nil means all.
 	only map[string]bool
 	// undecided are optional members that stand there and are not ours: they are
@@ -74,6 +88,17 @@ type Item struct {
 	repair bool
 	// causes are why a unit restarts, each with the component it hangs on.
 	causes []cause
+}
+
+// target is the path that the item changes.
+func (i *Item) target() string {
+	switch {
+	case i.symlink != nil:
+		return i.symlink.Path
+	case i.file != nil:
+		return i.file.Path
+	}
+	return i.Path
 }
 
 // cause is one reason for a restart or reload.
@@ -99,6 +124,12 @@ type Plan struct {
 	state   *desired.State
 	receipt *Receipt
 	live    bool
+	verb    Verb
+	// back is the receipt of the generation that a rollback goes back to.
+	back *Receipt
+	// again makes the plan anew, after another run changed the host.
+	again func(context.Context, *Receipt) (*Plan, error)
+	uninstalling
 	// seen is what lstat said of each path that may be replaced, so that a change
 	// between plan and commit is noticed.
 	seen map[string]fs.FileInfo
@@ -119,7 +150,7 @@ func (p *Plan) Refusal() error {
 	var e NotOwnedError
 	for i := range p.Items {
 		if it := &p.Items[i]; it.Action == Refuse {
-			e.Refused = append(e.Refused, Refused{Path: it.Path, Reason: it.Reason, Origin: it.Origin, Adoptable: it.Adoptable})
+			e.Refused = append(e.Refused, Refused{Path: it.Path, Reason: it.Reason, Origin: it.Origin, Adoptable: it.Adoptable, Hint: it.Hint})
 		}
 	}
 	if len(e.Refused) == 0 {
@@ -128,33 +159,47 @@ func (p *Plan) Refusal() error {
 	return &e
 }
 
-// Refused is one path that nodeprep will not replace.
+// Refused is one path that nodeprep will not replace, or one unit or component that it
+// will not change.
 type Refused struct {
 	Path      string
 	Reason    string
 	Origin    diag.Origin
 	Adoptable bool
+	Hint      string // what to do about it; "" for what goes for all
 }
 
-// NotOwnedError lists the paths that are not ours to replace.
+// NotOwnedError lists the paths that are not ours to replace, and what running
+// containers would not survive.
 type NotOwnedError struct{ Refused []Refused }
 
 // Error is one line a path, and what to do.
 func (e *NotOwnedError) Error() string {
 	var b strings.Builder
-	adoptable := false
+	adoptable, inTheWay, hinted := false, false, false
 	for _, r := range e.Refused {
 		fmt.Fprintf(&b, "%s: %s", r.Path, r.Reason)
 		if o := r.Origin.String(); o != "" {
 			fmt.Fprintf(&b, " (wanted by %s)", o)
 		}
 		b.WriteByte('\n')
+		if r.Hint != "" {
+			fmt.Fprintf(&b, "  %s\n", r.Hint)
+		}
 		adoptable = adoptable || r.Adoptable
+		inTheWay = inTheWay || !r.Adoptable && r.Hint == ""
+		hinted = hinted || r.Hint != ""
 	}
-	if adoptable {
-		b.WriteString("nothing was changed; --adopt takes such files over and keeps what they are now for rollback and uninstall")
-	} else {
-		b.WriteString("nothing was changed; move these out of the way")
+	b.WriteString("nothing was changed")
+	switch {
+	case adoptable && hinted:
+		b.WriteString("; --adopt takes files that are not nodeprep's over and keeps what they are now for rollback and uninstall")
+	case adoptable:
+		b.WriteString("; --adopt takes such files over and keeps what they are now for rollback and uninstall")
+	case inTheWay && hinted:
+		b.WriteString("; move files that are in the way elsewhere")
+	case inTheWay:
+		b.WriteString("; move these out of the way")
 	}
 	return b.String()
 }

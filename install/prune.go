@@ -4,30 +4,19 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 
-	"github.com/nodeprep/nodeprep/internal/diag"
 	"github.com/nodeprep/nodeprep/internal/host"
 )
 
-// prune removes generations beyond the wanted number and originals that nothing
-// refers to any more. A fault there is a warning: the run itself is done.
-func (r *run) prune() {
-	if err := r.pruneAll(); err != nil {
-		r.res.Warnings.Warnf(diag.Origin{File: StateDir}, "", "old generations could not be removed: %v", err)
-	}
-}
-
+// pruneAll removes generations beyond the wanted number, originals that nothing refers
+// to any more, and downloads that are not what is installed. What it is killed in the
+// middle of it does anew: each generation's record goes last.
 func (r *run) pruneAll() error {
-	state, err := r.root.Resolve(StateDir)
-	if err != nil {
-		return err
-	}
 	entries, err := r.root.ReadDir(StateDir + "/generations")
-	if err != nil {
+	if err != nil && !isAbsent(err) {
 		return err
 	}
 	var numbers []int
@@ -42,9 +31,15 @@ func (r *run) pruneAll() error {
 	old := max(len(numbers)-max(r.plan.state.Generations, 0), 0)
 	var drop []Kept
 	for i, n := range numbers {
-		rec, err := readRecord(r.root, generation(StateDir, n, "record.json"))
+		rec, err := readJournal(r.root, generation(StateDir, n, "record.json"))
 		if err != nil {
 			faults = append(faults, err)
+		}
+		if rec == nil && n == r.j.From {
+			rec = &r.j
+		}
+		if rec == nil {
+			rec = &Journal{}
 		}
 		for _, c := range rec.Changes {
 			if c.Kept == nil || c.Kept.Path == "" {
@@ -66,24 +61,22 @@ func (r *run) pruneAll() error {
 					needed[own.Before.Path] = true
 				}
 			}
-		} else if dir, err := r.root.Locate(generation(StateDir, n, "")); err != nil {
-			faults = append(faults, err)
-		} else {
-			faults = append(faults, r.w.removeTree(dir))
 		}
 	}
 	now, err := ReadReceipt(r.root)
 	if err != nil {
 		return errors.Join(append(faults, err)...)
 	}
-	for _, own := range now.Owned {
-		if own.Before != nil {
-			needed[own.Before.Path] = true
+	for _, rec := range []*Receipt{now, r.plan.receipt} {
+		if rec == nil {
+			continue
 		}
-	}
-	if r.plan.receipt != nil {
-		for _, own := range r.plan.receipt.Owned {
-			if own.Before != nil && own.Before.Path != "" {
+		for _, own := range rec.Owned {
+			switch {
+			case own.Before == nil || own.Before.Path == "":
+			case rec == now:
+				needed[own.Before.Path] = true
+			default:
 				drop = append(drop, *own.Before)
 			}
 		}
@@ -98,49 +91,53 @@ func (r *run) pruneAll() error {
 			continue
 		}
 		faults = append(faults, r.w.remove(real))
-		r.dropEmpty(filepath.Dir(real), state)
 	}
-	return errors.Join(faults...)
+	for _, n := range numbers[:old] {
+		for _, top := range r.j.Tops {
+			dir, err := r.root.Locate(generation(top, n, ""))
+			if err == nil {
+				err = r.w.removeTree(dir)
+			}
+			faults = append(faults, err)
+		}
+	}
+	return errors.Join(append(faults, r.pruneCache(now))...)
 }
 
-// dropEmpty removes directories of kept files that became empty, up to nodeprep's own.
-func (r *run) dropEmpty(dir, state string) {
-	for strings.HasPrefix(dir, state+"/") || strings.Contains(r.shown(dir)+"/", "/"+keptDir+"/") {
-		entries, err := os.ReadDir(dir)
-		if err != nil && !isAbsent(err) || len(entries) > 0 {
-			return
-		}
-		if r.w.rmdir(dir) != nil || filepath.Base(dir) == keptDir {
-			return
-		}
-		dir = filepath.Dir(dir)
-	}
-}
-
-func readRecord(root *host.Root, p string) (Record, error) {
-	var rec Record
-	data, err := root.ReadFile(p)
+// pruneCache removes downloads that are not of what is installed.
+func (r *run) pruneCache(now *Receipt) error {
+	entries, err := r.root.ReadDir(CacheDir)
 	if err != nil {
-		return rec, err
+		if isAbsent(err) {
+			return nil
+		}
+		return err
 	}
-	if err := json.Unmarshal(data, &rec); err != nil {
-		return rec, fmt.Errorf("read %s: %w", p, err)
+	dir, err := r.root.Resolve(CacheDir)
+	if err != nil {
+		return err
 	}
 	var faults []error
-	for i := range rec.Changes {
-		c := &rec.Changes[i]
-		faults = append(faults, checkPath(c.Path), checkPath(c.Real), c.Kept.check())
+	left := len(entries)
+	for _, e := range entries {
+		used := now != nil && slices.ContainsFunc(now.Artifacts, func(a Installed) bool { return a.SHA256 != "" && strings.HasPrefix(e.Name(), a.SHA256+"-") })
+		if used || e.IsDir() {
+			continue
+		}
+		faults = append(faults, r.w.remove(filepath.Join(dir, e.Name())))
+		left--
 	}
-	if err := errors.Join(faults...); err != nil {
-		return Record{}, fmt.Errorf("read %s: %w", p, err)
+	if left == 0 {
+		_, err := r.w.rmdirUnused(dir)
+		faults = append(faults, err)
 	}
-	return rec, nil
+	return errors.Join(faults...)
 }
 
 // readReceiptFile reads the receipt of an older generation; the first has none.
 func readReceiptFile(root *host.Root, p string) (Receipt, error) {
 	var rec Receipt
-	data, err := root.ReadFile(p)
+	data, err := readOwn(root, p)
 	if isAbsent(err) {
 		return rec, nil
 	}

@@ -26,6 +26,8 @@ const (
 	StateDir = "/var/lib/nodeprep"
 	// ReceiptPath is the receipt, mode 0600.
 	ReceiptPath = StateDir + "/receipt.json"
+	// CacheDir holds verified downloads, by digest and name.
+	CacheDir = StateDir + "/cache"
 	// receiptFormat grows when an older nodeprep could misread the file.
 	receiptFormat = 1
 )
@@ -71,6 +73,9 @@ type Receipt struct {
 	Modules map[string][]string `json:"modules,omitempty"`
 	// Daemon is what the running containerd was held to.
 	Daemon desired.Daemon `json:"daemon"`
+	// Generations is how many states are kept for rollback, Tops where beside StateDir.
+	Generations int      `json:"generations"`
+	Tops        []string `json:"tops,omitempty"`
 }
 
 // Owned is one path that is ours, as it was written.
@@ -92,6 +97,10 @@ type Owned struct {
 	Inode uint64 `json:"inode,omitempty"`
 	// Target is where a link points.
 	Target string `json:"target,omitempty"`
+	// First marks nodeprep's own files, which no rollback touches. Source is, for its
+	// program, the file that it was copied from.
+	First  bool    `json:"first,omitempty"`
+	Source *Source `json:"source,omitempty"`
 	// Component is the release that a file was unpacked from.
 	Component string         `json:"component,omitempty"`
 	Format    desired.Format `json:"format,omitempty"`
@@ -100,6 +109,13 @@ type Owned struct {
 	Origin    diag.Origin    `json:"origin,omitzero"`
 	// Before is what was there and was taken over; nil when nothing was.
 	Before *Kept `json:"before,omitempty"`
+}
+
+// Source tells a file apart that was copied, without reading it again.
+type Source struct {
+	Size  int64  `json:"size"`
+	MTime int64  `json:"mtime"` // nanoseconds since 1970
+	Inode uint64 `json:"inode"`
 }
 
 // Kept is something that stood in the way and was put aside.
@@ -129,6 +145,8 @@ type Installed struct {
 	SHA256     string `json:"sha256"`
 	Wanted     string `json:"wanted,omitempty"`
 	SHA256From string `json:"sha256From,omitempty"`
+	// Time is when the first release of this one's minor was installed.
+	Time time.Time `json:"time,omitzero"`
 	// Files are the paths that came from it.
 	Files []string `json:"files"`
 }
@@ -148,8 +166,8 @@ type Imported struct {
 // ReadReceipt returns the root's receipt, nil when there is none. A receipt of a
 // newer nodeprep is refused with the version that wrote it.
 func ReadReceipt(root *host.Root) (*Receipt, error) {
-	data, err := root.ReadFile(ReceiptPath)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+	data, err := readOwn(root, ReceiptPath)
+	if isAbsent(err) {
 		return nil, nil
 	}
 	if err != nil {
@@ -183,6 +201,11 @@ func (r *Receipt) check() error {
 	for i := range r.Owned {
 		own := &r.Owned[i]
 		faults = append(faults, checkPath(own.Path), own.Before.check())
+	}
+	for _, p := range r.Tops {
+		if faults = append(faults, checkPath(p)); path.Base(p) != keptDir {
+			faults = append(faults, fmt.Errorf("%s is not where nodeprep keeps what it puts aside", p))
+		}
 	}
 	return errors.Join(faults...)
 }

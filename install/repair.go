@@ -18,7 +18,8 @@ type Repair struct {
 	UID  uint32      `json:"uid"`
 	GID  uint32      `json:"gid"`
 
-	own *Owned // as it shall be
+	// to is how it shall be.
+	to *Owned
 }
 
 // recordRepairs looks for a last time whether the files are as they were planned for.
@@ -36,17 +37,17 @@ func (r *run) recordRepairs() error {
 			return fmt.Errorf("repair %s: somebody else changed it meanwhile", it.Path)
 		}
 		st := now.Sys().(*syscall.Stat_t)
-		r.rec.Repairs = append(r.rec.Repairs, Repair{
-			Path: it.Path, Real: r.shown(it.real), Mode: permissions(now.Mode()), UID: st.Uid, GID: st.Gid, own: it.own,
+		r.j.Repairs = append(r.j.Repairs, Repair{
+			Path: it.Path, Real: r.shown(it.real), Mode: permissions(now.Mode()), UID: st.Uid, GID: st.Gid, to: it.own,
 		})
 	}
 	return nil
 }
 
 func (r *run) repairAll() error {
-	for i := range r.rec.Repairs {
-		p := &r.rec.Repairs[i]
-		if err := r.setMode(r.abs(p.Real), p.own.Mode, p.own.UID, p.own.GID); err != nil {
+	for i := range r.j.Repairs {
+		p := &r.j.Repairs[i]
+		if err := r.setMode(r.abs(p.Real), p.to.Mode, p.to.UID, p.to.GID); err != nil {
 			return fmt.Errorf("repair %s: %w", p.Path, err)
 		}
 	}
@@ -56,8 +57,8 @@ func (r *run) repairAll() error {
 // revertRepairs leaves alone what was not repaired: it may be that nobody can.
 func (r *run) revertRepairs() error {
 	var faults []error
-	for i := len(r.rec.Repairs) - 1; i >= 0; i-- {
-		p := &r.rec.Repairs[i]
+	for i := len(r.j.Repairs) - 1; i >= 0; i-- {
+		p := &r.j.Repairs[i]
 		if err := r.setMode(r.abs(p.Real), p.Mode, p.UID, p.GID); err != nil {
 			faults = append(faults, fmt.Errorf("put back mode and owner of %s: %w", p.Path, err))
 		}

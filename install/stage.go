@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -28,7 +29,9 @@ type staged struct {
 	temp string // where it is
 	// back marks what was there before and comes back: it will not be ours.
 	back bool
-	file *newFile
+	// first marks nodeprep's own, which is in place before the rest is staged.
+	first bool
+	file  *newFile
 }
 
 // staging is everything under staging names. Its lock is for the goroutines that
@@ -41,7 +44,9 @@ type staging struct {
 	archives map[string]*Archive
 	// removals are items that go without a successor.
 	removals []Item
-	salt     string
+	// self are the items of nodeprep's own files.
+	self []*Item
+	salt string
 }
 
 // stageDir is the nearest existing directory above a path: on the filesystem where
@@ -98,6 +103,9 @@ func (r *run) stage(ctx context.Context) error {
 	if err := errors.Join(r.writable(), r.readable()); err != nil {
 		return err
 	}
+	if err := r.begin(); err != nil {
+		return err
+	}
 	if err := r.obtain(ctx); err != nil {
 		return err
 	}
@@ -110,12 +118,14 @@ func (r *run) stage(ctx context.Context) error {
 	syncs.SetLimit(32)
 	for i := range r.plan.Items {
 		it := &r.plan.Items[i]
-		if !it.Changes() {
+		if !it.Changes() || it.first {
 			continue
 		}
 		switch {
 		case it.artifact != nil:
 			g.Go(func() error { return r.unpack(unpacking, it, &syncs) })
+		case it.kept != nil:
+			syncs.Go(func() error { return r.stageKept(ctx, it) })
 		case it.file != nil:
 			syncs.Go(func() error { return r.stageFile(ctx, it) })
 		case it.symlink != nil:
@@ -216,26 +226,38 @@ func (r *run) writable() error {
 	return errors.Join(faults...)
 }
 
-// mountPoint is the longest mount point that a real path is under (proc(5), mountinfo).
+// mountPoint is the longest mount point that a real path is under.
 func mountPoint(real string) string {
 	best := "/"
-	f, err := os.Open("/proc/self/mountinfo")
+	all, err := mountPoints()
 	if err != nil {
 		return best
 	}
-	defer f.Close()
-	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		fields := strings.Fields(lines.Text())
-		if len(fields) < 5 {
-			continue
-		}
-		at := unescape.Replace(fields[4])
+	for at := range all {
 		if (real == at || strings.HasPrefix(real, strings.TrimSuffix(at, "/")+"/")) && len(at) >= len(best) {
 			best = at
 		}
 	}
 	return best
+}
+
+// mountPoints are the directories and files on which something is mounted (proc(5),
+// mountinfo).
+func mountPoints() (map[string]bool, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	out := map[string]bool{}
+	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		if fields := strings.Fields(lines.Text()); len(fields) >= 5 {
+			out[unescape.Replace(fields[4])] = true
+		}
+	}
+	return out, lines.Err()
 }
 
 // readable finds image archives that cannot be read before anything is written: they
@@ -325,6 +347,8 @@ func (r *run) space() error {
 			if ms := it.artifact.Members; len(ms) > 0 {
 				err = add(filepath.Dir(ms[0].Path), r.staging.archives[it.Path].Unpacked, len(ms))
 			}
+		case it.first:
+			// It is in place already.
 		case it.file != nil:
 			err = add(filepath.Dir(it.file.Path), int64(len(it.file.Content)), 1)
 		}
@@ -362,13 +386,43 @@ func (r *run) stageFile(ctx context.Context, it *Item) error {
 	if err != nil {
 		return err
 	}
+	return r.stageContent(ctx, s, f)
+}
+
+// stageContent writes a file's content, or what is in its source, under the staging name.
+func (r *run) stageContent(ctx context.Context, s *staged, f *desired.File) (err error) {
 	if s.file, err = r.w.create(ctx, s.temp, newHash(r.staging.salt, s.own.Salted)); err != nil {
 		return fmt.Errorf("stage %s: %w", f.Path, err)
 	}
-	if _, err := s.file.Write(f.Content); err != nil {
+	if f.Source == "" {
+		_, err = s.file.Write(f.Content)
+	} else {
+		err = s.copySource(f.Source)
+	}
+	if err != nil {
 		return fmt.Errorf("stage %s: %w", f.Path, err)
 	}
 	return r.finish(s)
+}
+
+func (s *staged) copySource(source string) error {
+	in, err := os.Open(source)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	fi, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	s.own.Source = sourceOf(fi)
+	_, err = io.CopyBuffer(struct{ io.Writer }{s.file}, struct{ io.Reader }{in}, make([]byte, 1<<20))
+	return err
+}
+
+func sourceOf(fi fs.FileInfo) *Source {
+	st := fi.Sys().(*syscall.Stat_t)
+	return &Source{Size: fi.Size(), MTime: fi.ModTime().UnixNano(), Inode: st.Ino}
 }
 
 func (r *run) finish(s *staged) error {
@@ -402,8 +456,35 @@ func (r *run) stageBack(ctx context.Context, own *Owned, real string) error {
 		return err
 	}
 	s.back = true
-	if err := r.copyKept(ctx, own.Before, s.temp); err != nil {
+	if err := r.copyKept(ctx, own.Before, s.temp, true); err != nil {
 		return fmt.Errorf("give back %s: %w", own.Path, err)
+	}
+	return nil
+}
+
+// stageKept makes ready what an earlier generation had, and proves that it still is that.
+func (r *run) stageKept(ctx context.Context, it *Item) error {
+	own := Owned{Path: it.target(), Kind: it.kept.Kind}
+	if it.becomes != nil {
+		own = *it.becomes
+	}
+	s, err := r.newStaged(own, it.real)
+	if err != nil {
+		return err
+	}
+	s.back = it.becomes == nil
+	if err := r.copyKept(ctx, it.kept, s.temp, true); err != nil {
+		return fmt.Errorf("bring back %s: %w", own.Path, err)
+	}
+	if it.kept.Kind == KindLink || s.back || it.unproven {
+		return nil
+	}
+	sum, err := digestFile(s.temp, r.staging.salt, own.Salted)
+	if err != nil {
+		return fmt.Errorf("bring back %s: %w", own.Path, err)
+	}
+	if sum != own.SHA256 {
+		return fmt.Errorf("bring back %s: what was kept of it, %s, has sha256 %s, want %s; somebody changed it", own.Path, it.kept.Path, sum, own.SHA256)
 	}
 	return nil
 }
@@ -577,14 +658,33 @@ func (r *run) calm(component string) {
 	})
 }
 
-// unstage removes everything that was staged.
+// unstage removes everything under staging names, also what an earlier process left.
 func (r *run) unstage() error {
-	var faults []error
 	for _, s := range r.staging.items {
 		if s.file != nil {
 			s.file.abandon()
 		}
-		faults = append(faults, r.w.remove(s.temp))
+	}
+	var faults []error
+	for _, p := range r.j.Scratch {
+		dir, err := r.root.Locate(p)
+		if err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			if !isAbsent(err) {
+				faults = append(faults, err)
+			}
+			continue
+		}
+		for _, e := range entries {
+			if !e.IsDir() && r.j.names(e.Name()) {
+				r.dirty[dir] = true
+				faults = append(faults, r.w.remove(filepath.Join(dir, e.Name())))
+			}
+		}
 	}
 	return errors.Join(faults...)
 }

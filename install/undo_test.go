@@ -268,20 +268,19 @@ func TestStrandedKeepsTheOldState(t *testing.T) {
 	})
 	_, err := n.tryApply(t.Context())
 	var s *StrandedError
-	if !errors.As(err, &s) || len(s.Places) != 1 || s.Marker != StateDir+"/generations/1/STRANDED" || !strings.Contains(err.Error(), "then remove "+s.Marker) {
+	if !errors.As(err, &s) || len(s.Places) != 1 || s.Journal != JournalPath || !strings.Contains(err.Error(), `"nodeprep recover" brings them back`) {
 		t.Fatalf("apply = %v, %+v", err, s)
 	}
-	n.noDebris()
 	kept := s.Places[0][strings.LastIndex(s.Places[0], " ")+1:]
 	if got := n.read("/usr/local/sbin/runc"); got != "runc one" {
 		t.Errorf("what could be put back was not: runc is %q", got)
 	}
 
-	// It is not lost to the next run, which says what the operator must know.
-	n.opt.writer, n.opt.Adopt = nil, true
+	// It is not lost to the next run, which tries again and says the same.
+	n.opt.Adopt = true
 	stranded := n.tree(true)
 	_, err = n.tryApply(t.Context())
-	if err == nil || !strings.Contains(err.Error(), s.Places[0]) || !strings.Contains(err.Error(), "then remove "+s.Marker) {
+	if !errors.As(err, &s) || len(s.Places) != 1 || s.Journal != JournalPath {
 		t.Fatalf("the next apply = %v, want the places and the remedy", err)
 	}
 	n.same(stranded, true, "the next apply")
@@ -289,16 +288,13 @@ func TestStrandedKeepsTheOldState(t *testing.T) {
 		t.Errorf("what was kept is %q", got)
 	}
 
-	// The remedy is one.
-	if err := os.Rename(filepath.Join(n.dir, kept), filepath.Join(n.dir, "/etc/containerd/config.toml")); err != nil {
-		t.Fatal(err)
+	// Once the cause is gone the host comes back.
+	n.opt.writer, n.opt.Adopt = nil, false
+	got, err := Recover(t.Context(), n.h, RecoverOptions{})
+	if err != nil || got.Outcome != WasReverted || got.Verb != VerbApply {
+		t.Fatalf("recover = %+v, %v", got, err)
 	}
-	n.remove(s.Marker)
-	n.opt.Adopt = false
-	left := n.tree(true, StateDir+"/generations/1")
-	if !slices.Equal(left, slices.DeleteFunc(before, func(l string) bool { return strings.HasSuffix(l, "/generations/1") })) {
-		t.Errorf("more than what was kept is left:\n%s", strings.Join(left, "\n"))
-	}
+	n.same(before, true, "recover")
 	n.apply()
 	if got := n.read("/etc/containerd/config.toml"); got != "version = 3\n" {
 		t.Errorf("afterwards the config is %q", got)
@@ -394,7 +390,7 @@ func TestSystemdHangsInUndo(t *testing.T) {
 		n.opt.Services = &hang{services: n.services}
 		_, err := n.tryApply(t.Context())
 		var s *StrandedError
-		if !errors.As(err, &s) || len(s.Places) > 0 || s.Marker != "" {
+		if !errors.As(err, &s) || len(s.Places) > 0 || s.Journal != "" {
 			t.Errorf("apply = %v, want nothing but systemd's fault", err)
 		}
 		if got := n.read("/etc/containerd/config.toml"); got != "version = 2\n" {
@@ -501,7 +497,7 @@ func TestBindMountOfTheSameDevice(t *testing.T) {
 		n.write(fmt.Sprintf("/usr/.nodeprep/generations/1/%04d-containerd", i), "leftover")
 	}
 	n.apply()
-	rec, err := readRecord(n.h.Root, StateDir+"/generations/1/record.json")
+	rec, err := readJournal(n.h.Root, StateDir+"/generations/1/record.json")
 	if err != nil {
 		t.Fatal(err)
 	}

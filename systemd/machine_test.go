@@ -263,3 +263,44 @@ func TestRealQuoting(t *testing.T) {
 		t.Errorf("RequiresMountsFor is %q, want %q in it", got, mount)
 	}
 }
+
+// What is read from files is what systemd says is in force.
+func TestRealDisciplineIsAsPredicted(t *testing.T) {
+	const name = "nodeprep-test-killmode.service"
+	unit := func(drop string, values ...string) map[string]string {
+		files := map[string]string{name: "[Service]\nExecStart=/bin/true\n" + values[0]}
+		if drop != "" {
+			files[name+".d/50-x.conf"] = drop
+		}
+		return files
+	}
+	for what, files := range map[string]map[string]string{
+		"defaults":       unit("", ""),
+		"good":           unit("", "KillMode=process\nDelegate=yes\n"),
+		"shadowed":       unit("[Service]\nKillMode=mixed\nDelegate=no\n", "KillMode=process\nDelegate=yes\n"),
+		"empty":          unit("[Service]\nKillMode=\nDelegate=\n", "KillMode=process\n"),
+		"not understood": unit("[Service]\nKillMode=bogus\n", "KillMode=process\nDelegate=cpu pids\n"),
+	} {
+		t.Run(what, func(t *testing.T) {
+			m, install := realSystemd(t)
+			install(name, files)
+			p, err := m.Properties(t.Context(), name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var fragments []Fragment
+			for _, file := range append([]string{p.FragmentPath}, p.DropInPaths...) {
+				content, err := os.ReadFile(file)
+				if err != nil {
+					t.Fatal(err)
+				}
+				fragments = append(fragments, Fragment{Path: file, Content: content})
+			}
+			mode, _ := KillMode(fragments)
+			on, _ := Delegate(fragments)
+			if mode != p.KillMode || on != p.Delegate {
+				t.Errorf("read KillMode=%s Delegate=%v, in force are %s and %v", mode, on, p.KillMode, p.Delegate)
+			}
+		})
+	}
+}

@@ -485,9 +485,12 @@ type Properties struct {
 	MainPID        int
 	ExecMainCode   int // CLD_EXITED 1, CLD_KILLED 2, CLD_DUMPED 3; 0 while it runs
 	ExecMainStatus int // exit status or signal
-	StatusErrno    int // what the daemon reported itself (sd_notify(3))
-	StatusText     string
-	NRestarts      int // automatic restarts since the last explicit start
+	// MainStart is when the main process, or the last one, was started, to the
+	// microsecond; zero if there never was one.
+	MainStart   time.Time
+	StatusErrno int // what the daemon reported itself (sd_notify(3))
+	StatusText  string
+	NRestarts   int // automatic restarts since the last explicit start
 
 	Delegate        bool
 	KillMode        string
@@ -605,6 +608,9 @@ func (m *Manager) Properties(ctx context.Context, unit string) (Properties, erro
 		LimitNPROC:       Limit(get[uint64](all, "LimitNPROC")),
 		LimitCORE:        Limit(get[uint64](all, "LimitCORE")),
 		TasksMax:         Limit(get[uint64](all, "TasksMax")),
+	}
+	if at := get[uint64](all, "ExecMainStartTimestamp"); at > 0 {
+		p.MainStart = time.UnixMicro(int64(at))
 	}
 	if id := get[[]byte](all, "InvocationID"); len(id) == 16 {
 		p.InvocationID = hex.EncodeToString(id)

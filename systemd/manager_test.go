@@ -491,7 +491,7 @@ func TestPropertiesAreDecoded(t *testing.T) {
 		"FragmentPath": UnitPath, "DropInPaths": []string{ProxyPath}, "NeedDaemonReload": true,
 		"After": []string{"dbus.service"}, "InvocationID": []byte("0123456789abcdef"),
 		"Type": "notify", "Result": "success", "MainPID": uint32(42), "ExecMainCode": int32(1), "ExecMainStatus": int32(2),
-		"StatusErrno": int32(3), "StatusText": "fine", "NRestarts": uint32(4),
+		"StatusErrno": int32(3), "StatusText": "fine", "NRestarts": uint32(4), "ExecMainStartTimestamp": uint64(1_000_000_001),
 		"Delegate": true, "KillMode": "process", "OOMScoreAdjust": int32(-999), "Restart": "always",
 		"LimitNOFILE": uint64(524288), "LimitNOFILESoft": uint64(1024), "LimitNPROC": ^uint64(0), "LimitCORE": ^uint64(0), "TasksMax": ^uint64(0),
 		"EnvironmentFiles": [][]any{{ProxySecretPath, false}},
@@ -504,7 +504,8 @@ func TestPropertiesAreDecoded(t *testing.T) {
 		LoadState: "bad-setting", LoadError: "bad unit file setting", ActiveState: "active", SubState: "running", UnitFileState: "enabled",
 		FragmentPath: UnitPath, DropInPaths: []string{ProxyPath}, NeedDaemonReload: true, After: []string{"dbus.service"}, InvocationID: invocation,
 		Type: "notify", Result: "success", MainPID: 42, ExecMainCode: 1, ExecMainStatus: 2, StatusErrno: 3, StatusText: "fine", NRestarts: 4,
-		Delegate: true, KillMode: "process", OOMScoreAdjust: -999, Restart: "always",
+		MainStart: time.UnixMicro(1_000_000_001),
+		Delegate:  true, KillMode: "process", OOMScoreAdjust: -999, Restart: "always",
 		LimitNOFILE: 524288, LimitNOFILESoft: 1024, LimitNPROC: Infinity, LimitCORE: Infinity, TasksMax: Infinity,
 		EnvironmentFile: []string{ProxySecretPath},
 	}

@@ -190,6 +190,21 @@ type Task struct {
 	ID        string // the container's
 	PID       int    // 0 once it has ended
 	Status    string // created, running, stopped, paused, pausing or unknown
+	// Shim is the process that keeps it, which outlives a daemon; 0 where that cannot
+	// be told.
+	Shim int
+}
+
+// Container is what the daemon knows of a container, whether it runs or not.
+type Container struct {
+	Namespace string
+	ID        string
+	// Name is a pod's "namespace/name" or a container's "namespace/pod/container" where
+	// the kubelet made it; else the ID.
+	Name    string
+	Created time.Time
+	// Sandbox holds for a pod's own container.
+	Sandbox bool
 }
 
 // Tasks lists the tasks of all namespaces, sorted by namespace and ID.
@@ -205,13 +220,59 @@ func (d *Client) Tasks(ctx context.Context) ([]Task, error) {
 			return nil, fmt.Errorf("list tasks in namespace %s: %w", ns, plain(errgrpc.ToNative(err)))
 		}
 		for _, p := range r.Tasks {
-			out = append(out, Task{Namespace: ns, ID: p.ID, PID: int(p.Pid), Status: strings.ToLower(p.Status.String())})
+			out = append(out, Task{Namespace: ns, ID: p.ID, PID: int(p.Pid), Status: strings.ToLower(p.Status.String()), Shim: shimOf("/proc", int(p.Pid))})
 		}
 	}
-	slices.SortFunc(out, func(a, b Task) int {
+	sortTasks(out)
+	return out, nil
+}
+
+func sortTasks(all []Task) {
+	slices.SortFunc(all, func(a, b Task) int {
+		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.ID, b.ID))
+	})
+}
+
+// Containers lists the containers of all namespaces, sorted by namespace and ID.
+func (d *Client) Containers(ctx context.Context) ([]Container, error) {
+	all, err := d.c.NamespaceService().List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list containerd's namespaces: %w", plain(err))
+	}
+	var out []Container
+	for _, ns := range all {
+		list, err := d.c.ContainerService().List(namespaces.WithNamespace(ctx, ns))
+		if err != nil {
+			return nil, fmt.Errorf("list containers in namespace %s: %w", ns, plain(err))
+		}
+		for _, c := range list {
+			out = append(out, Container{
+				Namespace: ns, ID: c.ID, Name: podName(c.ID, c.Labels), Created: c.CreatedAt,
+				Sandbox: c.Labels["io.cri-containerd.kind"] == "sandbox",
+			})
+		}
+	}
+	slices.SortFunc(out, func(a, b Container) int {
 		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.ID, b.ID))
 	})
 	return out, nil
+}
+
+// podName is made of the labels that the kubelet sets (k8s.io/kubelet/pkg/types,
+// labels.go) and CRI copies to its containers.
+func podName(id string, labels map[string]string) string {
+	pod := labels["io.kubernetes.pod.name"]
+	if pod == "" {
+		return id
+	}
+	name := pod
+	if ns := labels["io.kubernetes.pod.namespace"]; ns != "" {
+		name = ns + "/" + pod
+	}
+	if c := labels["io.kubernetes.container.name"]; c != "" {
+		name += "/" + c
+	}
+	return name
 }
 
 // plain drops what gRPC puts before and behind a message, and keeps what errors.Is finds.

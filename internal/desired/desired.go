@@ -44,6 +44,12 @@ type File struct {
 	Unit string
 	// Secret content is never printed; such files are 0600.
 	Secret bool
+	// Source, if set, is the file on the machine that runs nodeprep whose content this
+	// one has, in place of Content: nodeprep's own program.
+	Source string
+	// First says that the file is nodeprep's own: it is in place before anything else
+	// changes, so that an interrupted run can be recovered, and no rollback touches it.
+	First  bool
 	Origin diag.Origin
 }
 

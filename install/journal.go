@@ -1,0 +1,628 @@
+package install
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/nodeprep/nodeprep/internal/desired"
+	"github.com/nodeprep/nodeprep/internal/host"
+)
+
+// JournalPath is the journal, mode 0600. It is there only while a run changes the host,
+// and after a run that was interrupted.
+const JournalPath = StateDir + "/journal.json"
+
+// journalFormat grows when an older nodeprep could misread a journal or a record.
+const journalFormat = 1
+
+// Verb is what a run does as a whole.
+type Verb string
+
+const (
+	VerbApply     Verb = "apply"
+	VerbRollback  Verb = "rollback"
+	VerbUninstall Verb = "uninstall"
+)
+
+// Stage of a run, as its journal has it.
+type stageOfRun string
+
+const (
+	// intended: names and places are known, nothing but nodeprep's own files is changed.
+	intended stageOfRun = "stage"
+	// recorded: the record is whole; from here on files are replaced.
+	recorded stageOfRun = "commit"
+	// activating: files are replaced, and units may be stopped or started.
+	activating stageOfRun = "activate"
+	// reverted: everything is as before; what was kept aside may be gone already.
+	reverted stageOfRun = "reverted"
+	// settled: uninstall is past the point of no return.
+	settled stageOfRun = "done"
+)
+
+// Journal is a run that has not ended, as plain data: what it takes to undo or to end
+// it in another process, after a power cut, under another root. It is durable before
+// what it tells of is done. Paths are as on the node, with links in their directories
+// followed. Of a run that was done it becomes the record, from which rollback works.
+//
+// A run is done as soon as the receipt carries its ID, or, for uninstall, at its last
+// stage; before that it is undone.
+type Journal struct {
+	Format int    `json:"format"`
+	ID     string `json:"id"`
+	Verb   Verb   `json:"verb"`
+	// Stage is "stage", "commit", "activate", "reverted" or "done".
+	Stage stageOfRun `json:"stage"`
+	// Nodeprep is the version that wrote it, Time when the run began.
+	Nodeprep string    `json:"nodeprep"`
+	Time     time.Time `json:"time"`
+	// Boot is the kernel's boot_id (random(4)); "" under a root that is not running.
+	Boot string `json:"boot,omitempty"`
+	// From and To are the generations before and after; equal when no file changes.
+	From int `json:"from"`
+	To   int `json:"to"`
+
+	// Made are the directories made to hold the journal, outermost first.
+	Made []string `json:"made,omitempty"`
+	// Scratch are the directories in which staging names of this run may stand.
+	Scratch []string `json:"scratch,omitempty"`
+	// Tops are the directories that keep what is replaced: StateDir, and keptDir at the
+	// top of other filesystems.
+	Tops []string `json:"tops,omitempty"`
+	// Self are changes of nodeprep's own files, made ahead of everything else.
+	Self     []Change `json:"self,omitempty"`
+	SelfDirs []string `json:"selfDirs,omitempty"`
+
+	// Dirs are directories that the run makes for its files, outermost first; Drop are
+	// those it removes if they are empty, innermost first.
+	Dirs []string  `json:"dirs,omitempty"`
+	Drop []Dropped `json:"drop,omitempty"`
+	// Changes are in the order in which they are made, Repairs come after them.
+	Changes []Change `json:"changes,omitempty"`
+	Repairs []Repair `json:"repairs,omitempty"`
+
+	// Reload, Stop, Start and Restart are what the run asks of systemd; Failed are those
+	// of Start that were failed before.
+	Reload  bool     `json:"reload,omitempty"`
+	Stop    []string `json:"stop,omitempty"`
+	Start   []string `json:"start,omitempty"`
+	Restart []string `json:"restart,omitempty"`
+	Failed  []string `json:"failed,omitempty"`
+	// Settings are kernel settings as they were.
+	Settings []Setting `json:"settings,omitempty"`
+	// Was is what the daemon was found to be; nil if it was not asked or did not answer.
+	Was *desired.Daemon `json:"was,omitempty"`
+
+	// Purge are directories that uninstall removes with all that is in them. Last are
+	// directories that it removes at the end if they are empty, innermost first.
+	Purge []string `json:"purge,omitempty"`
+	Last  []string `json:"last,omitempty"`
+}
+
+// Change replaces, makes or removes one path, always by a single rename or unlink.
+type Change struct {
+	// Path is as the state names it, Real with its directories' links followed.
+	Path string `json:"path"`
+	Real string `json:"real"`
+	// Staged is what is renamed to Real; "" removes Real.
+	Staged string `json:"staged,omitempty"`
+	// Kept is what was at Real; nil when nothing was.
+	Kept *Kept `json:"kept,omitempty"`
+	// Adopted says that Kept was not ours and is kept until Path is given back.
+	Adopted bool `json:"adopted,omitempty"`
+}
+
+// Dropped is a directory that goes, as it was.
+type Dropped struct {
+	Path string      `json:"path"`
+	Mode fs.FileMode `json:"mode"`
+	UID  uint32      `json:"uid"`
+	GID  uint32      `json:"gid"`
+}
+
+// Setting is a kernel setting as it was.
+type Setting struct {
+	Key   string `json:"key"`
+	Value string `json:"value"`
+}
+
+// Pending returns the journal of a run that has not ended, nil when there is none. One
+// of a newer nodeprep is refused with the version that wrote it. Whether the run was
+// interrupted or is going on shows when the root is locked.
+func Pending(root *host.Root) (*Journal, error) {
+	return readJournal(root, JournalPath)
+}
+
+// readJournal reads a journal or the record of a generation.
+func readJournal(root *host.Root, p string) (*Journal, error) {
+	data, err := readOwn(root, p)
+	if isAbsent(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read journal: %w", err)
+	}
+	var head struct {
+		Format   int    `json:"format"`
+		Nodeprep string `json:"nodeprep"`
+	}
+	if err := json.Unmarshal(data, &head); err != nil {
+		return nil, fmt.Errorf("read %s: %w", p, err)
+	}
+	if head.Format > journalFormat {
+		return nil, fmt.Errorf("read %s: it has format %d, written by nodeprep %s, and this one knows up to %d; use nodeprep %s or newer",
+			p, head.Format, head.Nodeprep, journalFormat, head.Nodeprep)
+	}
+	j := new(Journal)
+	if err := json.Unmarshal(data, j); err != nil {
+		return nil, fmt.Errorf("read %s: %w", p, err)
+	}
+	if err := j.check(); err != nil {
+		return nil, fmt.Errorf("read %s: %w", p, err)
+	}
+	return j, nil
+}
+
+// readOwn reads a file of nodeprep's own. A root may be somebody else's image, in which
+// it may be a fifo that never ends.
+func readOwn(root *host.Root, p string) ([]byte, error) {
+	fi, err := root.Stat(p)
+	if err != nil {
+		return nil, err
+	}
+	if !fi.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is %s", p, typeName(fi.Mode()))
+	}
+	return root.ReadFile(p)
+}
+
+// check refuses paths that no nodeprep wrote: a journal comes with the root.
+func (j *Journal) check() error {
+	var faults []error
+	if len(j.ID) != 16 || strings.Trim(j.ID, "0123456789abcdef") != "" {
+		faults = append(faults, fmt.Errorf("%q is no run's ID", j.ID))
+	}
+	for _, c := range slices.Concat(j.Self, j.Changes) {
+		faults = append(faults, checkPath(c.Path), checkPath(c.Real), c.Kept.check())
+		if c.Staged != "" {
+			faults = append(faults, checkPath(c.Staged))
+			if !j.names(path.Base(c.Staged)) {
+				faults = append(faults, fmt.Errorf("%s is no staging name of this run", c.Staged))
+			}
+		}
+	}
+	for _, p := range j.Repairs {
+		faults = append(faults, checkPath(p.Path), checkPath(p.Real))
+	}
+	for _, d := range j.Drop {
+		faults = append(faults, checkPath(d.Path))
+	}
+	for _, p := range slices.Concat(j.Made, j.Dirs, j.SelfDirs, j.Last, j.Purge) {
+		faults = append(faults, checkPath(p))
+	}
+	for _, p := range j.Scratch {
+		if p != "/" {
+			faults = append(faults, checkPath(p))
+		}
+	}
+	for _, p := range j.Tops {
+		faults = append(faults, checkPath(p))
+		if p != StateDir && path.Base(p) != keptDir {
+			faults = append(faults, fmt.Errorf("%s is not where nodeprep keeps what it puts aside", p))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// names reports whether a name is one under which this run stages.
+func (j *Journal) names(name string) bool {
+	return strings.HasPrefix(name, ".") && strings.Contains(name, ".nodeprep-"+j.ID)
+}
+
+// isStagingName reports whether some run of nodeprep made a name.
+func isStagingName(name, base string) bool {
+	id, ok := strings.CutPrefix(name, "."+base+".nodeprep-")
+	return ok && len(id) >= 16 && strings.Trim(id[:16], "0123456789abcdef") == ""
+}
+
+// bootID tells boots of the live host apart.
+func bootID(root *host.Root) string {
+	b, err := root.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
+}
+
+// begin writes the intent, durably: from here on a run that is killed leaves nothing
+// that cannot be found. Then nodeprep puts itself in place, so that somebody is there
+// to find it, also at the next boot.
+func (r *run) begin() error {
+	r.j = Journal{
+		Format: journalFormat, ID: r.id, Verb: r.plan.verb, Stage: intended, Nodeprep: r.opt.Version, Time: r.h.Now().UTC(),
+		From: r.plan.receipt.generation(), To: r.plan.receipt.generation(),
+	}
+	if r.plan.live {
+		r.j.Boot = bootID(r.root)
+	}
+	if r.j.Verb == "" {
+		r.j.Verb = VerbApply
+	}
+	if err := r.places(); err != nil {
+		return err
+	}
+	if err := r.planSelf(); err != nil {
+		return err
+	}
+	if err := r.writeJournal(); err != nil {
+		return r.explain(fmt.Errorf("write %s: %w", JournalPath, err))
+	}
+	// What may stand under this generation's number belongs to no receipt.
+	for _, top := range r.j.Tops {
+		dir, err := r.root.Locate(generation(top, r.j.From, ""))
+		if err != nil {
+			return err
+		}
+		if err := r.w.removeTree(dir); err != nil {
+			return err
+		}
+	}
+	return r.commitSelf()
+}
+
+// places finds the directories in which this run may leave something.
+func (r *run) places() error {
+	scratch := map[string]bool{}
+	note := func(real string) error {
+		dir, err := stageDir(real)
+		if err == nil {
+			scratch[r.shown(dir)] = true
+		}
+		return err
+	}
+	targets := r.targets()
+	if r.plan.receipt != nil {
+		for i := range r.plan.receipt.Owned {
+			real, err := r.root.Locate(r.plan.receipt.Owned[i].Path)
+			if err != nil {
+				return err
+			}
+			targets = append(targets, real)
+		}
+		for _, p := range r.plan.receipt.Tops {
+			r.addTop(p)
+		}
+	}
+	state, err := r.root.Locate(StateDir)
+	if err != nil {
+		return err
+	}
+	r.addTop(StateDir)
+	for _, real := range targets {
+		if strings.HasPrefix(real, state+"/") {
+			continue // StateDir is looked through anyway
+		}
+		if err := note(real); err != nil {
+			return err
+		}
+		fi, err := lstat(real)
+		if err != nil {
+			return err
+		}
+		if fi != nil && fi.Mode().IsRegular() && fi.Size() > copyLimit && !r.linkable(real) {
+			r.addTop(r.farTop(real))
+		}
+	}
+	r.j.Scratch = sortedKeys(scratch)
+	slices.Sort(r.j.Tops)
+	return nil
+}
+
+func (r *run) addTop(p string) {
+	if !slices.Contains(r.j.Tops, p) {
+		r.j.Tops = append(r.j.Tops, p)
+	}
+}
+
+// writeJournal makes the journal durable as r.j is now. The first one comes into place
+// together with the directories that it needs, by one rename, so that a kill leaves
+// either none of them or all of them and the journal that tells of them.
+func (r *run) writeJournal() error {
+	start := time.Now()
+	defer func() { r.res.Journal += time.Since(start) }()
+	state, err := r.root.Resolve(StateDir)
+	if err != nil {
+		return err
+	}
+	fi, err := lstat(state)
+	if err != nil {
+		return err
+	}
+	if fi != nil {
+		return r.replaceOwn("journal.json", &r.j)
+	}
+	var lacking []string // outermost first
+	for dir := state; ; dir = filepath.Dir(dir) {
+		fi, err := lstat(dir)
+		if err != nil {
+			return err
+		}
+		if fi != nil {
+			break
+		}
+		lacking = slices.Insert(lacking, 0, dir)
+	}
+	for _, dir := range lacking {
+		r.j.Made = append(r.j.Made, r.shown(dir))
+	}
+	top := lacking[0]
+	temp := r.ownTemp(top)
+	at := temp
+	for i, dir := range lacking {
+		if i > 0 {
+			at = filepath.Join(at, filepath.Base(dir))
+		}
+		mode := fs.FileMode(0o755)
+		if dir == state {
+			mode = 0o700
+		}
+		if err := r.w.mkdir(at, mode); err != nil {
+			return errors.Join(err, r.w.removeTree(temp))
+		}
+	}
+	err = r.writeJSON(filepath.Join(at, "journal.json"), &r.j)
+	for dir := at; err == nil; dir = filepath.Dir(dir) {
+		err = r.w.sync(dir)
+		if dir == temp {
+			break
+		}
+	}
+	if err == nil {
+		err = r.w.rename(temp, top)
+	}
+	if err != nil {
+		return errors.Join(err, r.w.removeTree(temp))
+	}
+	r.began = true
+	delete(r.dirty, at)
+	return r.w.sync(filepath.Dir(top))
+}
+
+// ownTemp is the staging name of something of nodeprep's own; Recover finds it
+// without a journal.
+func (r *run) ownTemp(real string) string {
+	return filepath.Join(filepath.Dir(real), "."+filepath.Base(real)+".nodeprep-"+r.id)
+}
+
+// replaceOwn writes a file in StateDir, durably, by a rename.
+func (r *run) replaceOwn(name string, v any) error {
+	state, err := r.root.Resolve(StateDir)
+	if err != nil {
+		return err
+	}
+	real := filepath.Join(state, name)
+	temp := r.ownTemp(real)
+	if err := r.writeJSON(temp, v); err != nil {
+		return errors.Join(err, r.w.remove(temp))
+	}
+	if err := r.w.rename(temp, real); err != nil {
+		return errors.Join(err, r.w.remove(temp))
+	}
+	r.began = true
+	delete(r.dirty, state)
+	return r.w.sync(state)
+}
+
+func (r *run) writeJSON(real string, v any) error {
+	data, err := json.MarshalIndent(v, "", " ")
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", filepath.Base(real), err)
+	}
+	return r.writeSmall(real, append(data, '\n'))
+}
+
+// planSelf finds the changes of nodeprep's own files and where what they replace is kept.
+func (r *run) planSelf() error {
+	for i := range r.plan.Items {
+		it := &r.plan.Items[i]
+		if !it.first || !it.Changes() || it.real == "" {
+			continue
+		}
+		temp, err := r.tempName(it.real)
+		if err != nil {
+			return err
+		}
+		c := Change{Path: it.target(), Real: r.shown(it.real), Staged: r.shown(temp), Adopted: len(it.Adopted) > 0}
+		if c.Kept, err = r.planKept("self", len(r.j.Self), &c); err != nil {
+			return err
+		}
+		r.j.Self = append(r.j.Self, c)
+		if err := r.lackingDirs(it.real, &r.j.SelfDirs); err != nil {
+			return err
+		}
+		r.staging.self = append(r.staging.self, it)
+	}
+	slices.Sort(r.j.SelfDirs)
+	return nil
+}
+
+// lackingDirs adds the directories above a path that are not there.
+func (r *run) lackingDirs(real string, to *[]string) error {
+	for _, p := range parents(real) {
+		fi, err := lstat(p)
+		if err != nil {
+			return err
+		}
+		if fi == nil && !slices.Contains(*to, r.shown(p)) {
+			*to = append(*to, r.shown(p))
+		}
+	}
+	return nil
+}
+
+// commitSelf stages and puts into place nodeprep's own files: the program before the
+// unit that calls it, the link that enables the unit last.
+func (r *run) commitSelf() error {
+	if len(r.j.Self) == 0 {
+		return nil
+	}
+	for i, it := range r.staging.self {
+		if err := r.stageSelf(it, &r.j.Self[i]); err != nil {
+			return r.explain(err)
+		}
+	}
+	for i := range r.j.Self {
+		if err := r.keep(&r.j.Self[i]); err != nil {
+			return r.explain(fmt.Errorf("keep %s: %w", r.j.Self[i].Path, err))
+		}
+	}
+	if err := r.syncDirs(); err != nil {
+		return err
+	}
+	for i := range r.j.Self {
+		c := &r.j.Self[i]
+		if err := r.change(c, r.j.SelfDirs); err != nil {
+			return r.explain(fmt.Errorf("replace %s: %w", c.Path, err))
+		}
+	}
+	return r.syncDirs()
+}
+
+func (r *run) stageSelf(it *Item, c *Change) error {
+	temp := r.abs(c.Staged)
+	r.dirty[filepath.Dir(temp)] = true
+	s := &staged{real: it.real, temp: temp, first: true}
+	r.staging.items = append(r.staging.items, s)
+	if it.symlink != nil {
+		s.own = Owned{Path: it.symlink.Path, Kind: KindLink, Target: it.symlink.Target, Origin: it.symlink.Origin, First: true}
+		return r.w.symlink(it.symlink.Target, temp)
+	}
+	f := it.file
+	s.own = Owned{Path: f.Path, Kind: KindFile, Mode: permissions(f.Mode), Origin: f.Origin, Format: f.Format, Effect: f.Effect, Unit: f.Unit, First: true}
+	return r.stageContent(context.Background(), s, f)
+}
+
+// keptStat fills in what lstat says of something that is kept.
+func keptStat(fi fs.FileInfo) *Kept {
+	st := fi.Sys().(*syscall.Stat_t)
+	return &Kept{Kind: KindFile, Size: fi.Size(), Mode: permissions(fi.Mode()), UID: st.Uid, GID: st.Gid, MTime: fi.ModTime().UnixNano()}
+}
+
+// sweep removes what a kill left at moments at which there is no journal: staging names
+// of the journal itself, of the receipt, and of the directories that hold them.
+func (r *run) sweep() error {
+	var faults []error
+	var bases []string
+	for p := StateDir; p != "/"; p = path.Dir(p) {
+		bases = append(bases, p)
+	}
+	bases = append(bases, JournalPath, ReceiptPath)
+	for _, p := range bases {
+		dir, err := r.root.Resolve(path.Dir(p))
+		if err != nil {
+			return err
+		}
+		entries, err := os.ReadDir(dir)
+		if isAbsent(err) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if isStagingName(e.Name(), path.Base(p)) {
+				faults = append(faults, r.w.removeTree(filepath.Join(dir, e.Name())))
+				r.dirty[dir] = true
+			}
+		}
+	}
+	return errors.Join(append(faults, r.syncDirs())...)
+}
+
+// endJournal removes the journal, and with it what was made for it: by one rename of
+// the outermost such directory in which there is nothing else.
+func (r *run) endJournal() error {
+	state, err := r.root.Resolve(StateDir)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(r.j.Made, r.shown(state)) {
+		return r.vanish(r.j.Made)
+	}
+	if err := r.w.remove(filepath.Join(state, "journal.json")); err != nil {
+		return err
+	}
+	return r.w.sync(state)
+}
+
+// vanish removes a chain of directories that end with StateDir, outermost first.
+func (r *run) vanish(chain []string) error {
+	top := r.abs(chain[len(chain)-1])
+	for i := len(chain) - 2; i >= 0; i-- {
+		dir := r.abs(chain[i])
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			return err
+		}
+		if len(entries) != 1 || filepath.Join(dir, entries[0].Name()) != top {
+			r.left = append(r.left, r.shown(dir)+" stays: something else was put there meanwhile")
+			break
+		}
+		top = dir
+	}
+	temp := r.ownTemp(top)
+	if err := r.w.rename(top, temp); err != nil {
+		if !errors.Is(err, syscall.EBUSY) {
+			return err
+		}
+		return r.clearOut(top) // a mount point
+	}
+	err := r.w.sync(filepath.Dir(top))
+	if err == nil {
+		err = r.w.removeTree(temp)
+	}
+	if err == nil {
+		err = r.w.sync(filepath.Dir(top))
+	}
+	for dir := range r.dirty {
+		if dir == top || strings.HasPrefix(dir, top+"/") {
+			delete(r.dirty, dir)
+		}
+	}
+	return err
+}
+
+// clearOut removes what is in a directory, the journal last.
+func (r *run) clearOut(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	last := ""
+	for _, e := range entries {
+		p := filepath.Join(dir, e.Name())
+		if e.Name() == "journal.json" {
+			last = p
+			continue
+		}
+		if err := r.w.removeTree(p); err != nil {
+			return err
+		}
+	}
+	if last != "" {
+		if err := r.w.remove(last); err != nil {
+			return err
+		}
+	}
+	return r.w.sync(dir)
+}

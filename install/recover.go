@@ -1,0 +1,553 @@
+package install
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nodeprep/nodeprep/internal/desired"
+	"github.com/nodeprep/nodeprep/internal/diag"
+	"github.com/nodeprep/nodeprep/internal/host"
+)
+
+// Outcome is what became of an interrupted run.
+type Outcome string
+
+const (
+	NothingPending Outcome = "nothing"  // there was none
+	WasReverted    Outcome = "reverted" // the host is as before the run
+	WasFinished    Outcome = "finished" // the run had done its work; the rest is done now
+)
+
+// RecoverOptions are what recovering needs of a running host; all of it is nil under a
+// root that is not running.
+type RecoverOptions struct {
+	Services Services
+	Daemon   Daemon
+	Observer Observer
+	// Version is nodeprep's own.
+	Version string
+
+	live   bool
+	writer *writer
+}
+
+// Recovered is what Recover found and did.
+type Recovered struct {
+	Outcome Outcome `json:"outcome"`
+	// Verb, Time and Nodeprep are the interrupted run's.
+	Verb     Verb      `json:"verb,omitempty"`
+	Time     time.Time `json:"time,omitzero"`
+	Nodeprep string    `json:"nodeprep,omitempty"`
+	// Generation is the host's now.
+	Generation int `json:"generation"`
+	// Restarted are units that were started anew because the run had replaced what they run.
+	Restarted []string  `json:"restarted,omitempty"`
+	Warnings  diag.List `json:"warnings,omitempty"`
+}
+
+// Recover ends a run that was interrupted: it is finished if its receipt was written,
+// else everything is put back. Recovering may be interrupted itself, and done again.
+// It fails with *LockedError while the run is going on, and with *StrandedError when
+// the host cannot be brought back; the journal stays then.
+func Recover(ctx context.Context, h *host.Host, opt RecoverOptions) (*Recovered, error) {
+	unlock, err := Lock(h.Root)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	return recoverLocked(ctx, h, opt)
+}
+
+func recoverLocked(ctx context.Context, h *host.Host, opt RecoverOptions) (*Recovered, error) {
+	plan := &Plan{state: &desired.State{}, live: h.Root.Live() || opt.live}
+	r := newRun(h, plan, ApplyOptions{
+		DiffOptions: DiffOptions{Services: opt.Services, Daemon: opt.Daemon}, Observer: opt.Observer, Version: opt.Version, writer: opt.writer,
+	})
+	j, err := Pending(h.Root)
+	if err != nil {
+		return nil, err
+	}
+	receipt, err := ReadReceipt(h.Root)
+	if err != nil {
+		return nil, err
+	}
+	plan.receipt = receipt
+	out := &Recovered{Outcome: NothingPending, Generation: receipt.generation()}
+	if j == nil {
+		if r.id, err = randomHex(8); err != nil {
+			return nil, err
+		}
+		return out, r.sweep()
+	}
+	r.j, r.id, r.began = *j, j.ID, true
+	out.Verb, out.Time, out.Nodeprep = j.Verb, j.Time, j.Nodeprep
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	switch {
+	case j.Stage == settled:
+		out.Outcome = WasFinished
+		err = r.phase(PhaseRecover, func() error { return r.finishUninstall(ctx) })
+		out.Generation = 0
+	case receipt.id() == j.ID:
+		out.Outcome = WasFinished
+		plan.state.Generations = receipt.Generations
+		err = r.phase(PhaseRecover, r.finishRun)
+	default:
+		out.Outcome = WasReverted
+		was := r.laterTouched()
+		if err := r.phase(PhaseRecover, func() error { return r.revert(ctx, was) }); err != nil {
+			return out, r.stranded(PhaseRecover, fmt.Errorf("nodeprep %s was interrupted at stage %q", j.Verb, j.Stage), err)
+		}
+		out.Restarted = was.tried
+	}
+	for _, l := range r.left {
+		out.Warnings.Warnf(diag.Origin{}, "", "%s", l)
+	}
+	if err != nil {
+		return out, fmt.Errorf("recover: %w", err)
+	}
+	return out, r.sweep()
+}
+
+// touched is what a run did to the running system.
+type touched struct {
+	// tried are units that ran and were restarted, started those that were down, stopped
+	// those that the run stopped for good; each of them also when it was only tried.
+	tried, started, stopped []string
+	reloaded                bool
+	// settings were written.
+	settings []Setting
+	// rebooted: systemd and the kernel read what the run had made, at boot.
+	rebooted bool
+}
+
+// laterTouched is what an interrupted run may have touched, as its journal tells.
+func (r *run) laterTouched() touched {
+	j := &r.j
+	if !r.plan.live || r.opt.Services == nil {
+		return touched{}
+	}
+	if j.Boot != bootID(r.root) {
+		return touched{rebooted: true, reloaded: len(j.Self) > 0 || j.Reload}
+	}
+	if j.Stage != activating && j.Stage != reverted {
+		return touched{}
+	}
+	return touched{tried: j.Restart, started: j.Start, stopped: j.Stop, reloaded: j.Reload, settings: j.Settings}
+}
+
+// revert puts everything back that the journal tells of, and proves that what ran
+// before runs again. It may have been begun before, and it may be that only a part of
+// what the journal tells of was done.
+func (r *run) revert(ctx context.Context, was touched) error {
+	var faults []error
+	note := func(err error) {
+		if err != nil {
+			faults = append(faults, err)
+		}
+	}
+	if r.j.Stage == reverted {
+		return r.cleanUp()
+	}
+	// A daemon that was down before stops while its unit is still known; and one that is
+	// to come back as it was stops while systemd still has the unit that the run's own
+	// restart was looked at for: the old one may kill containers with it.
+	for _, u := range was.started {
+		if p, err := r.opt.Services.Properties(ctx, u); err != nil {
+			note(err)
+		} else if p.ActiveState != "inactive" && p.ActiveState != "failed" {
+			note(r.opt.Services.Stop(ctx, u))
+		}
+	}
+	for _, u := range was.tried {
+		note(r.opt.Services.Stop(ctx, u))
+	}
+	// However long systemd took: files are put back in any case.
+	note(r.revertRepairs())
+	note(r.revertFiles(context.WithoutCancel(ctx)))
+	for _, s := range slices.Backward(was.settings) {
+		note(r.setBack(s))
+	}
+	if was.reloaded {
+		note(r.opt.Services.Reload(ctx))
+	}
+	if was.rebooted {
+		r.reapply(ctx)
+	}
+	for _, u := range was.started {
+		if slices.Contains(r.j.Failed, u) {
+			continue
+		}
+		if err := r.opt.Services.ResetFailed(ctx, u); err != nil {
+			r.left = append(r.left, fmt.Sprintf("%s may be shown as failed: %v", u, err))
+		}
+	}
+	for _, u := range slices.Concat(was.tried, was.stopped) {
+		note(r.opt.Services.Start(ctx, u))
+	}
+	if len(was.tried)+len(was.stopped) > 0 && r.j.Was != nil && r.opt.Daemon != nil && len(faults) == 0 {
+		note(r.healthyAgain(ctx))
+	}
+	if len(r.stuck) == 0 {
+		note(r.cleanUp())
+	}
+	return errors.Join(faults...)
+}
+
+func (r *run) healthyAgain(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, healthTimeout, fmt.Errorf("no answer within %s", healthTimeout))
+	defer cancel()
+	was := *r.j.Was
+	if slices.ContainsFunc(r.j.Changes, func(c Change) bool { return c.Adopted && c.Path == was.Binary }) {
+		was.Version = "" // what ran was not yet what lay there, replaced by hand
+	}
+	if err := r.opt.Daemon.Healthy(ctx, was); err != nil {
+		return fmt.Errorf("the daemon of before does not come back: %w", err)
+	}
+	return nil
+}
+
+// revertFiles undoes the changes, last one first, those of nodeprep's own files at the
+// end: whoever is interrupted here is still there at the next boot.
+func (r *run) revertFiles(ctx context.Context) error {
+	var faults []error
+	note := func(what string, err error) {
+		if err != nil {
+			faults = append(faults, fmt.Errorf("put back %s: %w", what, err))
+		}
+	}
+	if r.j.Stage != intended {
+		for _, d := range slices.Backward(r.j.Drop) {
+			note(d.Path, r.revertDrop(&d))
+		}
+		for i := len(r.j.Changes) - 1; i >= 0; i-- {
+			c := &r.j.Changes[i]
+			if err := r.revertChange(ctx, c, fmt.Sprint("back", i)); err != nil {
+				note(c.Path, err)
+				r.stuck = append(r.stuck, *c)
+			}
+		}
+		r.removeMade(r.j.Dirs, note)
+		note("directories durably", r.syncDirs())
+	}
+	for i := len(r.j.Self) - 1; i >= 0; i-- {
+		c := &r.j.Self[i]
+		if err := r.revertChange(ctx, c, fmt.Sprint("selfback", i)); err != nil {
+			note(c.Path, err)
+			r.stuck = append(r.stuck, *c)
+		}
+	}
+	r.removeMade(r.j.SelfDirs, note)
+	if len(r.stuck) == 0 {
+		note("staged files", r.unstage())
+	}
+	note("directories durably", r.syncDirs())
+	return errors.Join(faults...)
+}
+
+func (r *run) revertDrop(d *Dropped) error {
+	real := r.abs(d.Path)
+	fi, err := lstat(real)
+	if err != nil || fi != nil {
+		return err
+	}
+	if err := r.mkdir(real, d.Mode); err != nil {
+		return err
+	}
+	if r.w.chown {
+		return r.w.lchown(real, d.UID, d.GID)
+	}
+	return nil
+}
+
+// removeMade removes directories that the run made, innermost first.
+func (r *run) removeMade(dirs []string, note func(string, error)) {
+	for _, p := range slices.Backward(dirs) {
+		real := r.abs(p)
+		fi, err := lstat(real)
+		if err != nil || fi == nil {
+			note(p, err)
+			continue
+		}
+		gone, err := r.w.rmdirUnused(real)
+		note(p, err)
+		holds := slices.ContainsFunc(r.left, func(l string) bool { return strings.HasPrefix(l, p+"/") })
+		if err == nil && !gone && !holds {
+			r.left = append(r.left, p+" stays: something else was put there meanwhile")
+		}
+		delete(r.dirty, real)
+		r.dirty[filepath.Dir(real)] = true
+	}
+}
+
+// revertChange undoes one change if it was made. Whether it was shows on the disk: what
+// is still under its staging name was not renamed.
+func (r *run) revertChange(ctx context.Context, c *Change, name string) error {
+	real := r.abs(c.Real)
+	now, err := lstat(real)
+	if err != nil {
+		return err
+	}
+	if c.Staged != "" {
+		if fi, err := lstat(r.abs(c.Staged)); err != nil || fi != nil {
+			return err
+		}
+	}
+	if c.Kept == nil {
+		if c.Staged == "" || now == nil {
+			return nil
+		}
+		r.dirty[filepath.Dir(real)] = true
+		return r.w.remove(real)
+	}
+	if c.Staged == "" && now != nil {
+		return nil
+	}
+	if same, err := r.isKept(c.Kept, real); err != nil || same {
+		return err
+	}
+	temp := filepath.Join(filepath.Dir(real), fmt.Sprintf(".%s.nodeprep-%s-%s", short(filepath.Base(real)), r.id, name))
+	if err := r.w.remove(temp); err != nil {
+		return err
+	}
+	r.dirty[filepath.Dir(real)] = true
+	if err := r.copyKept(ctx, c.Kept, temp, false); err != nil {
+		return errors.Join(err, r.w.remove(temp))
+	}
+	if err := r.w.rename(temp, real); err != nil {
+		return errors.Join(err, r.w.remove(temp))
+	}
+	return nil
+}
+
+// isKept reports whether what was kept is at its place again.
+func (r *run) isKept(k *Kept, real string) (bool, error) {
+	fi, err := lstat(real)
+	if err != nil || fi == nil {
+		return false, err
+	}
+	if k.Kind == KindLink {
+		if fi.Mode()&os.ModeSymlink == 0 {
+			return false, nil
+		}
+		target, err := os.Readlink(real)
+		return target == k.Target, err
+	}
+	at, err := r.keptAt(k)
+	if err != nil {
+		return false, err
+	}
+	kept, err := lstat(at)
+	if err != nil {
+		return false, err
+	}
+	return kept != nil && os.SameFile(kept, fi), nil
+}
+
+func short(base string) string {
+	if len(base) > 200 {
+		return base[:200]
+	}
+	return base
+}
+
+func (r *run) setBack(s Setting) error {
+	file, err := r.root.Resolve(sysctlPath(s.Key))
+	if err != nil {
+		return err
+	}
+	now, err := os.ReadFile(file)
+	if err == nil && strings.TrimSpace(string(now)) == s.Value {
+		return nil
+	}
+	if err := r.w.setValue(file, s.Value); err != nil {
+		return fmt.Errorf("set %s back to %q: %w", s.Key, s.Value, err)
+	}
+	return nil
+}
+
+// reapply loads modules and sets kernel settings as the files say that are back: at this
+// boot the kernel was given those of the interrupted run. What fails is told, no more:
+// the next boot does it again.
+func (r *run) reapply(ctx context.Context) {
+	for i := range r.j.Changes {
+		c := &r.j.Changes[i]
+		dir := path.Dir(c.Path)
+		if c.Kept == nil || dir != "/etc/modules-load.d" && dir != "/etc/sysctl.d" {
+			continue
+		}
+		content, err := r.root.ReadFile(c.Path)
+		if err != nil {
+			r.left = append(r.left, err.Error())
+			continue
+		}
+		modules, settings := kernelLines(dir, string(content))
+		for _, m := range modules {
+			if err := r.load(ctx, m); err != nil {
+				r.left = append(r.left, err.Error())
+			}
+		}
+		for _, key := range sortedKeys(settings) {
+			if err := r.setBack(Setting{key, settings[key]}); err != nil {
+				r.left = append(r.left, err.Error())
+			}
+		}
+	}
+}
+
+// kernelLines reads a file of modules-load.d(5) or sysctl.d(5).
+func kernelLines(dir, content string) (modules []string, settings map[string]string) {
+	settings = map[string]string{}
+	for line := range strings.Lines(content) {
+		line = strings.TrimSpace(line)
+		if line == "" || line[0] == '#' || line[0] == ';' {
+			continue
+		}
+		if dir == "/etc/modules-load.d" {
+			modules = append(modules, line)
+		} else if key, value, ok := strings.Cut(line, "="); ok {
+			settings[strings.TrimPrefix(strings.TrimSpace(key), "-")] = strings.TrimSpace(value)
+		}
+	}
+	return modules, settings
+}
+
+// cleanUp removes what a reverted run kept aside, and at last its journal.
+func (r *run) cleanUp() error {
+	if r.j.Stage != reverted && slices.ContainsFunc(slices.Concat(r.j.Self, r.j.Changes), func(c Change) bool { return c.Kept != nil && c.Kept.Path != "" }) {
+		r.j.Stage = reverted
+		if err := r.writeJournal(); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(r.unstage(), r.dropKept()); err != nil {
+		return err
+	}
+	if err := r.syncDirs(); err != nil {
+		return err
+	}
+	return r.endJournal()
+}
+
+// dropKept removes what this run kept aside, on every filesystem.
+func (r *run) dropKept() error {
+	var faults []error
+	for _, top := range r.j.Tops {
+		dir, err := r.root.Locate(generation(top, r.j.From, ""))
+		if err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		faults = append(faults, r.w.removeTree(dir))
+		if original, err := r.root.Locate(path.Join(top, "original")); err != nil {
+			faults = append(faults, err)
+		} else if entries, err := os.ReadDir(original); err == nil {
+			for _, e := range entries {
+				if strings.HasPrefix(e.Name(), r.id+"-") {
+					faults = append(faults, r.w.remove(filepath.Join(original, e.Name())))
+				}
+			}
+		}
+		faults = append(faults, r.dropEmpty(top))
+	}
+	return errors.Join(faults...)
+}
+
+// dropEmpty removes the directories of kept things that hold nothing.
+func (r *run) dropEmpty(top string) error {
+	names := []string{path.Join(top, "generations"), path.Join(top, "original")}
+	if top != StateDir {
+		names = append(names, top)
+	}
+	var faults []error
+	for _, p := range names {
+		dir, err := r.root.Locate(p)
+		if err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		if fi, err := lstat(dir); err != nil || fi == nil || !fi.IsDir() {
+			continue
+		}
+		gone, err := r.w.rmdirUnused(dir)
+		faults = append(faults, err)
+		if gone {
+			delete(r.dirty, dir)
+			r.dirty[filepath.Dir(dir)] = true
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// abandon ends a run before its commit, after an error.
+func (r *run) abandon(ctx context.Context) error {
+	for _, s := range r.staging.items {
+		if s.file != nil {
+			s.file.abandon()
+		}
+	}
+	if !r.began {
+		return nil
+	}
+	return r.revert(context.WithoutCancel(ctx), touched{})
+}
+
+// finishRun ends a run whose receipt is written.
+func (r *run) finishRun() error {
+	if err := r.pruneAll(); err != nil {
+		return fmt.Errorf("remove old generations: %w", err)
+	}
+	// nodeprep itself does not go back with a rollback.
+	for i := range r.j.Self {
+		if k := r.j.Self[i].Kept; k != nil && k.Path != "" && !r.j.Self[i].Adopted {
+			if err := r.w.remove(r.abs(k.Path)); err != nil {
+				return err
+			}
+		}
+	}
+	state, err := r.root.Resolve(StateDir)
+	if err != nil {
+		return err
+	}
+	journal := filepath.Join(state, "journal.json")
+	dir, err := r.root.Locate(generation(StateDir, r.j.From, ""))
+	if err != nil {
+		return err
+	}
+	fi, err := lstat(dir)
+	if err != nil {
+		return err
+	}
+	if r.j.To == r.j.From || fi == nil { // nothing to go back to, or pruned at once
+		if err := r.w.removeTree(dir); err != nil {
+			return err
+		}
+		for _, top := range r.j.Tops {
+			if err := r.dropEmpty(top); err != nil {
+				return err
+			}
+		}
+		if err := r.w.remove(journal); err != nil {
+			return err
+		}
+	} else {
+		for _, top := range r.j.Tops {
+			if err := r.dropEmpty(top); err != nil {
+				return err
+			}
+		}
+		if err := r.w.rename(journal, filepath.Join(dir, "record.json")); err != nil {
+			return err
+		}
+		r.dirty[dir] = true
+	}
+	r.dirty[state] = true
+	return r.syncDirs()
+}

@@ -1,0 +1,367 @@
+package install
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/nodeprep/nodeprep/internal/desired"
+	"github.com/nodeprep/nodeprep/internal/host"
+	"github.com/nodeprep/nodeprep/systemd"
+)
+
+// UninstallOptions are what an uninstall may do beyond giving the host back.
+type UninstallOptions struct {
+	// Force stops tasks that run.
+	Force bool
+	// Purge removes containerd's data. There is no way back from that.
+	Purge bool
+}
+
+// uninstalling is what a plan has only for an uninstall.
+type uninstalling struct {
+	stopTasks bool
+	purge     []string
+}
+
+// savedEnding is what the name gets of something that was there before nodeprep, where a
+// file of nodeprep's that was edited since stays in its place.
+const savedEnding = ".before-nodeprep"
+
+// DiffUninstall plans to remove all that the receipt owns and nobody changed, and to give
+// back what was there before. A host without a receipt has an empty plan.
+func DiffUninstall(ctx context.Context, h *host.Host, receipt *Receipt, opt DiffOptions, un UninstallOptions) (*Plan, error) {
+	state := &desired.State{}
+	if receipt != nil {
+		state.Daemon = receipt.Daemon
+	}
+	d := &differ{
+		root: h.Root, state: state, receipt: receipt, opt: opt,
+		wanted: map[string]string{}, units: map[string]*unitCauses{},
+		plan: &Plan{verb: VerbUninstall, state: state, receipt: receipt, live: h.Root.Live() || opt.live, seen: map[string]fs.FileInfo{}},
+	}
+	d.plan.again = func(ctx context.Context, now *Receipt) (*Plan, error) { return DiffUninstall(ctx, h, now, opt, un) }
+	if receipt == nil {
+		return d.plan, nil
+	}
+	if un.Purge {
+		dirs, err := d.dataDirs()
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range dirs {
+			d.add(Item{Action: Remove, Kind: KindDir, Path: p, Reason: "is containerd's data; this cannot be undone", quiet: true})
+		}
+		d.plan.purge = dirs
+	}
+	if err := d.removals(); err != nil {
+		return nil, err
+	}
+	for i := range d.plan.Items {
+		it := &d.plan.Items[i]
+		if it.Action != Leave || it.own == nil || it.own.Before == nil {
+			continue
+		}
+		if err := d.save(it); err != nil {
+			return nil, err
+		}
+	}
+	for i := range receipt.Owned {
+		if own := &receipt.Owned[i]; own.First && own.Kind != KindDir {
+			it, err := d.removal(own, nil, nil)
+			if err != nil {
+				return nil, err
+			}
+			if it != nil {
+				it.first, it.Reason = true, "is nodeprep's own, and goes last"
+				d.add(*it)
+			}
+		}
+	}
+	return d.plan, d.stop(ctx, un)
+}
+
+// save plans to give back what stood before a file that somebody edited, beside it.
+func (d *differ) save(it *Item) error {
+	p := it.Path + savedEnding
+	real, fi, err := d.look(p)
+	if err != nil {
+		return err
+	}
+	saved := Item{Action: Create, Kind: it.own.Before.Kind, Path: p, Reason: "was at " + it.Path + " before nodeprep", kept: it.own.Before, real: real}
+	if fi != nil {
+		saved.Action, saved.Reason = Refuse, "stands in the way of what was at "+it.Path+" before nodeprep"
+	}
+	d.add(saved)
+	return nil
+}
+
+// dataDirs are containerd's root and state directories, as its config has them.
+func (d *differ) dataDirs() ([]string, error) {
+	content, err := d.root.ReadFile(d.receipt.Daemon.ConfigPath)
+	if err != nil && !isAbsent(err) {
+		return nil, err
+	}
+	facts, err := daemonFacts(content, d.receipt.Daemon.Version)
+	if err != nil {
+		return nil, fmt.Errorf("find containerd's data: %w", err)
+	}
+	var out []string
+	for _, p := range []string{facts.root, facts.state} {
+		if err := checkPath(p); err != nil {
+			return nil, fmt.Errorf("find containerd's data: %w", err)
+		}
+		if len(strings.Split(p, "/")) < 3 {
+			return nil, fmt.Errorf("purge %s: containerd's data shall be at the top of the root; remove it by hand", p)
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// stop plans what becomes of the daemon: it stops while its unit is there, and starts
+// again where another one is given back.
+func (d *differ) stop(ctx context.Context, un UninstallOptions) error {
+	if !d.plan.live || d.opt.Services == nil || d.receipt.Daemon.Unit == "" {
+		return nil
+	}
+	name := d.receipt.Daemon.Unit
+	p, err := d.opt.Services.Properties(ctx, name)
+	if err != nil {
+		return err
+	}
+	unit := d.receipt.Find(unitDir + "/" + name)
+	if p.ActiveState != "inactive" && p.ActiveState != "failed" && unit != nil {
+		d.add(Item{Action: Stop, Kind: KindUnit, Path: name, OldVersion: p.ActiveState, Reason: "is removed"})
+		if err := d.tasks(ctx, un); err != nil {
+			return err
+		}
+	}
+	reload := slices.ContainsFunc(d.plan.Items, func(it Item) bool {
+		return it.Changes() && it.own != nil && (it.own.Effect == desired.EffectUnit || strings.HasPrefix(it.Path, unitDir+"/"))
+	})
+	if reload {
+		d.add(Item{Action: Reload, Kind: KindUnit, Path: "systemd", Reason: "units are removed"})
+	}
+	if unit != nil && unit.Before != nil && running(p) {
+		d.add(Item{Action: Start, Kind: KindUnit, Path: name, Reason: "is what it was before nodeprep"})
+	}
+	return nil
+}
+
+// tasks refuses an uninstall under running tasks.
+func (d *differ) tasks(ctx context.Context, un UninstallOptions) error {
+	if d.opt.Daemon == nil {
+		return nil
+	}
+	tasks, err := d.opt.Daemon.Tasks(ctx, d.receipt.Daemon)
+	if err != nil {
+		if !un.Force {
+			d.add(Item{Action: Refuse, Kind: KindUnit, Path: d.receipt.Daemon.Unit, Reason: "whether containers run cannot be told: " + err.Error(), Hint: "--force goes on all the same"})
+		}
+		return nil
+	}
+	if len(tasks) == 0 {
+		return nil
+	}
+	if un.Force {
+		d.plan.stopTasks = true
+		return nil
+	}
+	names := taskNames(ctx, d.opt.Daemon, d.receipt.Daemon, tasks)
+	d.add(Item{
+		Action: Refuse, Kind: KindUnit, Path: d.receipt.Daemon.Unit, Reason: fmt.Sprintf("%d tasks run under it: %s", len(tasks), strings.Join(names, ", ")),
+		Hint: "drain the node or stop them first; --force stops them",
+	})
+	return nil
+}
+
+// recordUninstall notes what is removed once there is no way back.
+func (r *run) recordUninstall() error {
+	if r.plan.verb != VerbUninstall {
+		return nil
+	}
+	r.j.Purge = r.plan.purge
+	chain := []string{StateDir}
+	for p := path.Dir(StateDir); p != "/"; p = path.Dir(p) {
+		chain = append(chain, p)
+	}
+	for i := len(r.plan.receipt.Owned) - 1; i >= 0; i-- { // children before parents
+		own := &r.plan.receipt.Owned[i]
+		real, fi, err := locate(r.root, own.Path)
+		if err != nil {
+			return err
+		}
+		if own.Kind != KindDir {
+			continue
+		}
+		switch {
+		case slices.Contains(chain, own.Path):
+			r.j.Made = append(r.j.Made, own.Path)
+		case fi != nil && fi.IsDir():
+			r.j.Last = append(r.j.Last, r.shown(real))
+		}
+	}
+	slices.Sort(r.j.Made)
+	for i := range r.plan.Items {
+		it := &r.plan.Items[i]
+		if !it.first || it.Action != Remove {
+			continue
+		}
+		c := Change{Path: it.Path, Real: r.shown(it.real), Kept: it.own.Before}
+		r.j.Self = append(r.j.Self, c)
+	}
+	// The link before the unit, the unit before the program that it calls.
+	slices.SortFunc(r.j.Self, func(a, b Change) int { return rank(a.Path) - rank(b.Path) })
+	return nil
+}
+
+func rank(p string) int {
+	switch {
+	case p == systemd.Program:
+		return 2
+	case path.Dir(p) == unitDir:
+		return 1
+	}
+	return 0
+}
+
+// finishUninstall removes what is left, nodeprep and its journal at the end. It may
+// have been begun before.
+func (r *run) finishUninstall(ctx context.Context) error {
+	var faults []error
+	for _, p := range r.j.Purge {
+		faults = append(faults, r.purge(p))
+	}
+	if err := r.unstage(); err != nil {
+		faults = append(faults, err)
+	}
+	for i := range r.j.Self {
+		c := &r.j.Self[i]
+		if err := r.removeSelf(ctx, c, i); err != nil {
+			faults = append(faults, fmt.Errorf("remove %s: %w", c.Path, err))
+		}
+	}
+	for _, top := range r.j.Tops {
+		dir, err := r.root.Locate(top)
+		if err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		if top != StateDir {
+			faults = append(faults, r.w.removeTree(dir))
+			r.dirty[filepath.Dir(dir)] = true
+		}
+	}
+	for _, p := range r.j.Last {
+		real := r.abs(p)
+		if fi, err := lstat(real); err != nil || fi == nil {
+			continue
+		}
+		gone, err := r.w.rmdirUnused(real)
+		faults = append(faults, err)
+		if gone {
+			delete(r.dirty, real)
+			r.dirty[filepath.Dir(real)] = true
+		}
+	}
+	faults = append(faults, r.syncDirs())
+	if len(r.j.Self) > 0 && r.plan.live && r.opt.Services != nil {
+		faults = append(faults, r.opt.Services.Reload(ctx))
+	}
+	if err := errors.Join(faults...); err != nil {
+		return err
+	}
+	state, err := r.root.Resolve(StateDir)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(r.j.Made, r.shown(state)) {
+		return r.vanish(r.j.Made)
+	}
+	return r.clearOut(state)
+}
+
+// removeSelf removes one of nodeprep's own files, or gives back what stood there.
+func (r *run) removeSelf(ctx context.Context, c *Change, i int) error {
+	real := r.abs(c.Real)
+	r.dirty[filepath.Dir(real)] = true
+	if c.Kept == nil {
+		return r.w.remove(real)
+	}
+	if same, err := r.isKept(c.Kept, real); err != nil || same {
+		return err
+	}
+	if c.Kept.Kind == KindFile {
+		at, err := r.keptAt(c.Kept)
+		if err != nil {
+			return err
+		}
+		if fi, err := lstat(at); err != nil || fi == nil {
+			return err // given back already
+		}
+	}
+	temp := filepath.Join(filepath.Dir(real), fmt.Sprintf(".%s.nodeprep-%s-self%d", short(filepath.Base(real)), r.id, i))
+	if err := r.w.remove(temp); err != nil {
+		return err
+	}
+	if err := r.copyKept(ctx, c.Kept, temp, false); err != nil {
+		return errors.Join(err, r.w.remove(temp))
+	}
+	return r.w.rename(temp, real)
+}
+
+// purge removes a directory of containerd's with all that is in it, but nothing that is
+// mounted there.
+func (r *run) purge(p string) error {
+	real, err := r.root.Resolve(p)
+	if err != nil {
+		return err
+	}
+	mounts, err := mountPoints()
+	if err != nil {
+		return err
+	}
+	return r.purgeTree(real, mounts)
+}
+
+func (r *run) purgeTree(dir string, mounts map[string]bool) error {
+	if mounts[dir] {
+		r.left = append(r.left, r.shown(dir)+" stays: something is mounted there")
+	}
+	fi, err := lstat(dir)
+	if err != nil || fi == nil {
+		return err
+	}
+	if mounts[dir] && dir != r.root.Dir() || !fi.IsDir() {
+		if fi.IsDir() {
+			return nil
+		}
+		return r.w.remove(dir)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	var faults []error
+	for _, e := range entries {
+		p := filepath.Join(dir, e.Name())
+		if e.IsDir() {
+			faults = append(faults, r.purgeTree(p, mounts))
+		} else if mounts[p] {
+			r.left = append(r.left, r.shown(p)+" stays: something is mounted there")
+		} else {
+			faults = append(faults, r.w.remove(p))
+		}
+	}
+	_, err = r.w.rmdirUnused(dir)
+	r.dirty[filepath.Dir(dir)] = true
+	delete(r.dirty, dir)
+	return errors.Join(append(faults, err)...)
+}

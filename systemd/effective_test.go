@@ -1,0 +1,148 @@
+package systemd
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/nodeprep/nodeprep/internal/desired"
+	"github.com/nodeprep/nodeprep/internal/diag"
+)
+
+// fragmentsOf names them unit, 1, 2 and so on.
+func fragmentsOf(contents ...string) []Fragment {
+	var out []Fragment
+	for i, c := range contents {
+		out = append(out, Fragment{Path: []string{"unit", "1", "2", "3"}[i], Content: []byte(c)})
+	}
+	return out
+}
+
+// What systemd 252 made of each of these is what is wanted here ("systemd --test").
+func TestKillModeInForce(t *testing.T) {
+	for name, c := range map[string]struct {
+		fragments  []Fragment
+		mode, from string
+	}{
+		"nothing says so":            {fragmentsOf("[Service]\nType=notify\n"), "control-group", ""},
+		"the unit":                   {fragmentsOf("[Service]\nKillMode=process\n"), "process", "unit"},
+		"a drop-in shadows it":       {fragmentsOf("[Service]\nKillMode=process\n", "[Service]\nRestart=no\n", "[Service]\nKillMode=mixed\n"), "mixed", "2"},
+		"a drop-in repairs it":       {fragmentsOf("[Service]\nKillMode=mixed\n", "[Service]\nKillMode=none\n"), "none", "1"},
+		"empty brings the default":   {fragmentsOf("[Service]\nKillMode=process\n", "[Service]\nKillMode=\n"), "control-group", "1"},
+		"unknown is ignored":         {fragmentsOf("[Service]\nKillMode=process\n", "[Service]\nKillMode=bogus\n"), "process", "unit"},
+		"quotes are not taken away":  {fragmentsOf("[Service]\nKillMode=process\n", "[Service]\nKillMode=\"mixed\"\n"), "process", "unit"},
+		"nor are comments":           {fragmentsOf("[Service]\nKillMode=process # good\n"), "control-group", ""},
+		"letters' case counts":       {fragmentsOf("[Service]\nKillMode=process\n", "[Service]\nkillmode=mixed\n[service]\nKillMode=mixed\n"), "process", "unit"},
+		"another section":            {fragmentsOf("[Service]\nKillMode=process\n[Unit]\nKillMode=mixed\n"), "process", "unit"},
+		"before any section":         {fragmentsOf("KillMode=mixed\n[Service]\nKillMode=process\n"), "process", "unit"},
+		"spaces around":              {fragmentsOf("[Service]\r\n\t KillMode  =  process  \r\n"), "process", "unit"},
+		"comments":                   {fragmentsOf("# KillMode=mixed\n[Service]\n;KillMode=mixed\nKillMode=process\n"), "process", "unit"},
+		"a line that goes on":        {fragmentsOf("[Service]\nExecStart=/bin/true \\\n# why\nKillMode=mixed\nKillMode=process\n"), "process", "unit"},
+		"swallowed by the one above": {fragmentsOf("[Service]\nKillMode=process\nExecStart=/bin/true \\\nKillMode=mixed"), "process", "unit"},
+		"escaped backslash at end":   {fragmentsOf("[Service]\nEnvironment=A=b\\\\\nKillMode=process\n"), "process", "unit"},
+		"no line end at the end":     {fragmentsOf("[Service]\nKillMode=process"), "process", "unit"},
+		"byte order mark":            {fragmentsOf("\ufeff[Service]\nKillMode=process\n"), "process", "unit"},
+		"the last line wins":         {fragmentsOf("[Service]\nKillMode=mixed\nKillMode=process\n"), "process", "unit"},
+		"a repeated section":         {fragmentsOf("[Service]\nKillMode=mixed\n[Unit]\nAfter=x\n[Service]\nKillMode=process\n"), "process", "unit"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			mode, from := KillMode(c.fragments)
+			if mode != c.mode || from.Path != c.from {
+				t.Errorf("KillMode = %s from %q, want %s from %q", mode, from.Path, c.mode, c.from)
+			}
+			if got, want := KillsContainers(mode), mode == "mixed" || mode == "control-group"; got != want {
+				t.Errorf("KillsContainers(%s) = %v", mode, got)
+			}
+		})
+	}
+}
+
+func TestDelegateInForce(t *testing.T) {
+	for name, c := range map[string]struct {
+		fragments []Fragment
+		on        bool
+		from      string
+	}{
+		"default":          {fragmentsOf("[Service]\n"), false, ""},
+		"on":               {fragmentsOf("[Service]\nDelegate=yes\n"), true, "unit"},
+		"off by a drop-in": {fragmentsOf("[Service]\nDelegate=yes\n", "[Service]\nDelegate=False\n"), false, "1"},
+		"controllers":      {fragmentsOf("[Service]\nDelegate=no\n", "[Service]\nDelegate=cpu pids\n"), true, "1"},
+		"empty turns on":   {fragmentsOf("[Service]\nDelegate=no\n", "[Service]\nDelegate=\n"), true, "1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if on, from := Delegate(c.fragments); on != c.on || from.Path != c.from {
+				t.Errorf("Delegate = %v from %q, want %v from %q", on, from.Path, c.on, c.from)
+			}
+		})
+	}
+}
+
+func TestEffective(t *testing.T) {
+	all := fragmentsOf("[Service]\nRestart=always\nRestartSec=5\n", "[Service]\nRestart=no\n", "[Service]\nRestartSec=\n")
+	for key, want := range map[string]struct {
+		value, from string
+		set         bool
+	}{
+		"Restart": {"no", "1", true}, "RestartSec": {"", "2", false}, "Type": {"", "", false},
+	} {
+		value, from, set := Effective(all, "Service", key)
+		if value != want.value || from.Path != want.from || set != want.set {
+			t.Errorf("%s = %q from %q, %v; want %+v", key, value, from.Path, set, want)
+		}
+	}
+}
+
+func TestRecoverUnit(t *testing.T) {
+	f := RecoverUnit(diag.Origin{})
+	if f.Path != "/etc/systemd/system/nodeprep-recover.service" || !f.First || f.Unit != RecoverUnitName || f.Effect != desired.EffectUnit {
+		t.Errorf("%+v", f)
+	}
+	got := map[string]string{}
+	for _, a := range (Fragment{Content: f.Content}).Assignments() {
+		got[a.Key] = a.Value
+	}
+	for key, want := range map[string]string{
+		"Type": "oneshot", "ExecStart": "/usr/local/bin/nodeprep recover", "WantedBy": "multi-user.target",
+		"ConditionPathExists": "/var/lib/nodeprep/journal.json", "Before": "containerd.service kubelet.service", "After": "local-fs.target",
+	} {
+		if diff := cmp.Diff(want, got[key]); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", key, diff)
+		}
+	}
+	// Nothing that could pull it in when containerd restarts, and no wait without end.
+	for _, key := range []string{"RequiredBy", "PartOf", "BindsTo", "Restart", "DefaultDependencies"} {
+		if v, ok := got[key]; ok {
+			t.Errorf("it has %s=%s", key, v)
+		}
+	}
+	if got["TimeoutStartSec"] == "" || got["TimeoutStartSec"] == "infinity" {
+		t.Errorf("TimeoutStartSec=%s", got["TimeoutStartSec"])
+	}
+	for p := range strings.FieldsSeq("/etc /usr/local/bin /var/lib/nodeprep") {
+		if !strings.Contains(" "+got["RequiresMountsFor"]+" ", " "+p+" ") {
+			t.Errorf("RequiresMountsFor=%s lacks %s", got["RequiresMountsFor"], p)
+		}
+	}
+
+	verify, err := exec.LookPath("systemd-analyze")
+	if err != nil {
+		t.Skip("no systemd-analyze here (Debian package systemd): the recovery unit is not checked by systemd's own parser")
+	}
+	dir := t.TempDir()
+	content := strings.ReplaceAll(string(f.Content), Program, "/bin/true")
+	for name, c := range map[string]string{RecoverUnitName: content, UnitName: "[Service]\nExecStart=/bin/true\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(c), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.CommandContext(t.Context(), verify, "verify", "--man=no", "--generators=no", filepath.Join(dir, RecoverUnitName))
+	cmd.Env = append(os.Environ(), "SYSTEMD_UNIT_PATH="+dir+":")
+	out, err := cmd.CombinedOutput()
+	if err != nil || strings.Contains(string(out), "nodeprep") {
+		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+	}
+}

@@ -105,8 +105,10 @@ type Journal struct {
 
 	// Purge are directories that uninstall removes with all that is in them. Last are
 	// directories that it removes at the end if they are empty, innermost first.
+	// Chain are the directories that end with StateDir and go with it, outermost first.
 	Purge []string `json:"purge,omitempty"`
 	Last  []string `json:"last,omitempty"`
+	Chain []string `json:"chain,omitempty"`
 }
 
 // Change replaces, makes or removes one path, always by a single rename or unlink.
@@ -207,7 +209,7 @@ func (j *Journal) check() error {
 	for _, d := range j.Drop {
 		faults = append(faults, checkPath(d.Path))
 	}
-	for _, p := range slices.Concat(j.Made, j.Dirs, j.SelfDirs, j.Last, j.Purge) {
+	for _, p := range slices.Concat(j.Made, j.Dirs, j.SelfDirs, j.Last, j.Purge, j.Chain) {
 		faults = append(faults, checkPath(p))
 	}
 	for _, p := range j.Scratch {
@@ -435,7 +437,7 @@ func (r *run) writeJSON(real string, v any) error {
 func (r *run) planSelf() error {
 	for i := range r.plan.Items {
 		it := &r.plan.Items[i]
-		if !it.first || !it.Changes() || it.real == "" {
+		if !it.first || !it.Changes() || it.real == "" || r.plan.verb == VerbUninstall {
 			continue
 		}
 		temp, err := r.tempName(it.real)

@@ -203,12 +203,12 @@ func (r *run) recordUninstall() error {
 		}
 		switch {
 		case slices.Contains(chain, own.Path):
-			r.j.Made = append(r.j.Made, own.Path)
+			r.j.Chain = append(r.j.Chain, own.Path)
 		case fi != nil && fi.IsDir():
 			r.j.Last = append(r.j.Last, r.shown(real))
 		}
 	}
-	slices.Sort(r.j.Made)
+	slices.Sort(r.j.Chain)
 	for i := range r.plan.Items {
 		it := &r.plan.Items[i]
 		if !it.first || it.Action != Remove {
@@ -282,8 +282,8 @@ func (r *run) finishUninstall(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if slices.Contains(r.j.Made, r.shown(state)) {
-		return r.vanish(r.j.Made)
+	if slices.Contains(r.j.Chain, r.shown(state)) {
+		return r.vanish(r.j.Chain)
 	}
 	return r.clearOut(state)
 }

@@ -2,8 +2,10 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"io"
@@ -38,6 +40,9 @@ printf 'net.ipv4.ip_forward = 1\n' > "$ROOT/etc/sysctl.d/99-kubernetes.conf"
 type sample struct {
 	wall time.Duration
 	rss  int64 // kilobytes, getrusage(2)
+	// journal is what nodeprep itself says of an apply: how much of it went into the
+	// journal.
+	journal time.Duration
 }
 
 func timed(cmd *exec.Cmd) (sample, error) {
@@ -51,6 +56,12 @@ func timed(cmd *exec.Cmd) (sample, error) {
 	}
 	if ru, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
 		s.rss = ru.Maxrss
+	}
+	var said struct {
+		Journal time.Duration `json:"journal"`
+	}
+	if json.Unmarshal(out.Bytes(), &said) == nil {
+		s.journal = said.Journal
 	}
 	return s, nil
 }
@@ -66,6 +77,16 @@ func (s series) wall(q float64) time.Duration {
 	return w[int(q*float64(len(w)-1))]
 }
 
+// journal is the share of the journal in each run.
+func (s series) journal(q float64) (share float64, journal, wall time.Duration) {
+	byShare := slices.Clone(s)
+	slices.SortFunc(byShare, func(a, b sample) int {
+		return cmp.Compare(a.journal.Seconds()/a.wall.Seconds(), b.journal.Seconds()/b.wall.Seconds())
+	})
+	x := byShare[int(q*float64(len(byShare)-1))]
+	return x.journal.Seconds() / x.wall.Seconds(), x.journal, x.wall
+}
+
 func (s series) rss() int64 {
 	var m int64
 	for _, x := range s {
@@ -77,10 +98,11 @@ func (s series) rss() int64 {
 func main() {
 	nodeprep := flag.String("nodeprep", "bin/nodeprep", "the program")
 	artifacts := flag.String("artifacts", "", "folder with one containerd, runc and CNI plugins release")
+	older := flag.String("older", "", "with -artifacts: the same with other versions, to be rolled back from")
 	rounds := flag.Int("rounds", 7, "runs of each side")
 	dir := flag.String("dir", "", "where to work (default: a temporary folder)")
 	flag.Parse()
-	if err := run(*nodeprep, *artifacts, *dir, *rounds); err != nil {
+	if err := run(*nodeprep, *artifacts, *older, *dir, *rounds); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -88,9 +110,9 @@ func main() {
 
 // run benches the releases in a folder, by default those that the machine tests use,
 // made of Debian's packages.
-func run(nodeprep, artifacts, dir string, rounds int) error {
+func run(nodeprep, artifacts, older, dir string, rounds int) error {
 	if artifacts != "" {
-		return bench(nodeprep, artifacts, dir, rounds)
+		return bench(nodeprep, artifacts, older, dir, rounds)
 	}
 	ctx := context.Background()
 	store, err := supply.Open(func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) })
@@ -100,27 +122,42 @@ func run(nodeprep, artifacts, dir string, rounds int) error {
 	if err := store.Deps(ctx); err != nil {
 		return err
 	}
-	wanted := []supply.Release{
-		{Component: "containerd", Version: "2.1.9", Arch: runtime.GOARCH},
-		{Component: "runc", Version: runcVersion, Arch: runtime.GOARCH},
-		{Component: "cni", Version: "1.9.1", Arch: runtime.GOARCH},
-	}
-	dirs, err := store.Releases(ctx, wanted)
-	if err != nil {
-		return err
-	}
 	together, err := os.MkdirTemp(dir, "nodeprep-bench-artifacts-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(together)
-	for _, r := range wanted {
-		// Not read whole: a child's peak memory starts with what its parent had.
-		if err := copyFile(filepath.Join(together, r.File()), filepath.Join(dirs[r.Name()], r.File())); err != nil {
+	var folders []string
+	for name, wanted := range map[string][]supply.Release{
+		"new": {
+			{Component: "containerd", Version: "2.1.9", Arch: runtime.GOARCH},
+			{Component: "runc", Version: runcVersion, Arch: runtime.GOARCH},
+			{Component: "cni", Version: "1.9.1", Arch: runtime.GOARCH},
+		},
+		"old": {
+			{Component: "containerd", Version: "1.7.24", Arch: runtime.GOARCH},
+			{Component: "runc", Version: olderRunc, Arch: runtime.GOARCH},
+			{Component: "cni", Version: "1.1.1", Arch: runtime.GOARCH},
+		},
+	} {
+		dirs, err := store.Releases(ctx, wanted)
+		if err != nil {
 			return err
 		}
+		folder := filepath.Join(together, name)
+		if err := os.Mkdir(folder, 0o700); err != nil {
+			return err
+		}
+		folders = append(folders, folder)
+		for _, r := range wanted {
+			// Not read whole: a child's peak memory starts with what its parent had.
+			if err := copyFile(filepath.Join(folder, r.File()), filepath.Join(dirs[r.Name()], r.File())); err != nil {
+				return err
+			}
+		}
 	}
-	return bench(nodeprep, together, dir, rounds)
+	slices.Sort(folders)
+	return bench(nodeprep, folders[0], folders[1], dir, rounds)
 }
 
 func copyFile(to, from string) error {
@@ -143,7 +180,10 @@ func copyFile(to, from string) error {
 // runcVersion is the runc that is measured: its file name does not tell.
 const runcVersion = "1.3.6"
 
-func bench(nodeprep, artifacts, dir string, rounds int) error {
+// olderRunc is that of the older set.
+const olderRunc = "1.1.15"
+
+func bench(nodeprep, artifacts, older, dir string, rounds int) error {
 	nodeprep, err := filepath.Abs(nodeprep)
 	if err != nil {
 		return err
@@ -152,13 +192,23 @@ func bench(nodeprep, artifacts, dir string, rounds int) error {
 	if err != nil {
 		return err
 	}
+	old := set
+	if older != "" {
+		if old, err = findSet(older); err != nil {
+			return err
+		}
+	}
 	work, err := os.MkdirTemp(dir, "nodeprep-bench-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(work)
 	profile := filepath.Join(work, "node.yaml")
-	if err := os.WriteFile(profile, []byte(set.profile()), 0o644); err != nil {
+	if err := os.WriteFile(profile, []byte(set.profile(runcVersion)), 0o644); err != nil {
+		return err
+	}
+	olderProfile := filepath.Join(work, "older.yaml")
+	if err := os.WriteFile(olderProfile, []byte(old.profile(olderRunc)), 0o644); err != nil {
 		return err
 	}
 	sums := filepath.Join(work, "SUMS")
@@ -170,7 +220,7 @@ func bench(nodeprep, artifacts, dir string, rounds int) error {
 		return err
 	}
 
-	var hand, apply, again, validate, render series
+	var hand, apply, again, status, change, back, validate, render series
 	for i := range rounds {
 		root := filepath.Join(work, fmt.Sprint("root", i))
 		hroot := filepath.Join(work, fmt.Sprint("hand", i))
@@ -179,20 +229,27 @@ func bench(nodeprep, artifacts, dir string, rounds int) error {
 				return err
 			}
 		}
-		applyArgs := []string{"apply", "-f", profile, "--root", root, "--artifacts", set.dir, "--offline"}
+		applyArgs := []string{"apply", "-f", profile, "--root", root, "--artifacts", set.dir, "--offline", "-o", "json"}
+		changeArgs := []string{"apply", "-f", olderProfile, "--root", root, "--artifacts", old.dir, "--offline", "-o", "json"}
 		h := exec.Command("sh", "-c", byHand)
 		h.Env = append(os.Environ(), "ARTIFACTS="+set.dir, "SUMS="+sums, "ROOT="+hroot, "FILES="+files,
 			"CONTAINERD="+set.containerd, "CNI="+set.cni, "RUNC="+set.runc)
-		for _, step := range []struct {
+		type step struct {
 			into *series
 			cmd  *exec.Cmd
-		}{
+		}
+		steps := []step{
 			{&hand, h},
 			{&apply, exec.Command(nodeprep, applyArgs...)},
 			{&again, exec.Command(nodeprep, applyArgs...)},
+			{&status, exec.Command(nodeprep, "status", "--root", root)},
 			{&validate, exec.Command(nodeprep, "validate", profile)},
 			{&render, exec.Command(nodeprep, "render", "-f", profile)},
-		} {
+		}
+		if older != "" {
+			steps = append(steps, step{&change, exec.Command(nodeprep, changeArgs...)}, step{&back, exec.Command(nodeprep, "rollback", "--root", root)})
+		}
+		for _, step := range steps {
 			// What the run before left unwritten must not be paid for by this one.
 			syscall.Sync()
 			s, err := timed(step.cmd)
@@ -217,12 +274,24 @@ func bench(nodeprep, artifacts, dir string, rounds int) error {
 	for _, row := range []struct {
 		name string
 		s    series
-	}{{"by hand, not durable", hand}, {"nodeprep apply, durable", apply}, {"nodeprep apply again", again}, {"nodeprep validate", validate}, {"nodeprep render", render}} {
+	}{
+		{"by hand, not durable", hand}, {"nodeprep apply, durable", apply}, {"nodeprep apply again", again}, {"nodeprep status", status},
+		{"nodeprep apply, an upgrade", change}, {"nodeprep rollback of it", back}, {"nodeprep validate", validate}, {"nodeprep render", render},
+	} {
+		if len(row.s) == 0 {
+			continue
+		}
 		fmt.Printf("%-28s %10s %10s %10s %10.1f\n", row.name, ms(row.s.wall(0)), ms(row.s.wall(0.5)), ms(row.s.wall(1)), float64(row.s.rss())/1024)
 	}
 	ratio := func(q float64) float64 { return apply.wall(q).Seconds() / hand.wall(q).Seconds() }
 	fmt.Printf("apply / by hand: %.2f (medians %s / %s), %.2f (minima); wanted at most 0.55\n", ratio(0.5), ms(apply.wall(0.5)), ms(hand.wall(0.5)), ratio(0))
 	fmt.Printf("peak memory of apply: %.1f MiB; wanted at most 48\n", float64(apply.rss())/1024)
+	share, journal, wall := apply.journal(0.5)
+	fmt.Printf("journal / apply: %.3f (median; %s of %s); wanted at most 0.05\n", share, ms(journal), ms(wall))
+	fmt.Printf("status: %s; wanted at most 30 ms\n", ms(status.wall(0.5)))
+	if len(back) > 0 {
+		fmt.Printf("rollback of three components: %s; wanted at most 500 ms and the daemon's start\n", ms(back.wall(0.5)))
+	}
 	fmt.Printf("second apply: %s; wanted at most 30 ms\n", ms(again.wall(0.5)))
 	fmt.Printf("validate: %s, render: %s; wanted at most 15 ms\n", ms(validate.wall(0.5)), ms(render.wall(0.5)))
 	fmt.Printf("binary: %.1f MB; wanted at most 25\n", float64(size.Size())/1e6)
@@ -289,7 +358,7 @@ func (s set) sums() string {
 
 // profile names what the folder holds, with its digests: repackaged files are not
 // those of the catalogue. runc's file name has no version; the digest decides.
-func (s set) profile() string {
+func (s set) profile(runc string) string {
 	arch := runtime.GOARCH
 	return fmt.Sprintf(`apiVersion: nodeprep/v1alpha1
 kind: NodeProfile
@@ -298,7 +367,7 @@ containerd: {version: %s, variant: dynamic, sha256: {%s: %s}}
 runc: {version: %s, sha256: {%s: %s}}
 cni: {version: %s, sha256: {%s: %s}}
 crictl: {version: none}
-`, s.version["containerd"], arch, s.digest["containerd"], runcVersion, arch, s.digest["runc"], s.version["cni"], arch, s.digest["cni"])
+`, s.version["containerd"], arch, s.digest["containerd"], runc, arch, s.digest["runc"], s.version["cni"], arch, s.digest["cni"])
 }
 
 // renderFiles lets nodeprep write the two larger files that the hand side only copies.

@@ -105,11 +105,17 @@ func ask[T any](ctx context.Context, c Containerd, d desired.Daemon, question fu
 	ctx, cancel := context.WithTimeoutCause(ctx, wait, fmt.Errorf("no answer within %s", wait))
 	defer cancel()
 	client, err := daemon.Connect(ctx, d.Address)
-	if err != nil {
-		return none, err
+	if err == nil {
+		defer client.Close()
+		var answer T
+		if answer, err = question(client, ctx); err == nil {
+			return answer, nil
+		}
 	}
-	defer client.Close()
-	return question(client, ctx)
+	if ctx.Err() != nil {
+		err = fmt.Errorf("ask containerd at %s: %w", d.Address, context.Cause(ctx))
+	}
+	return none, err
 }
 
 func (c Containerd) connect(ctx context.Context, address string) (*daemon.Client, error) {

@@ -25,13 +25,17 @@ type Watch struct {
 	starts map[int]string
 
 	mu    sync.Mutex
-	ended map[int]time.Time
+	ended map[int]time.Time // when it was noticed
 }
 
 // WatchShims follows the shims of tasks until Close: with pidfd_open(2), and by looking
 // at proc(5) on kernels before Linux 5.3. Tasks without a known shim are not followed. A
 // shim that is gone already has ended now.
 func WatchShims(tasks []Task) (*Watch, error) {
+	return watchShims(tasks, func(pid int) (int, error) { return unix.PidfdOpen(pid, 0) })
+}
+
+func watchShims(tasks []Task, open func(pid int) (fd int, err error)) (*Watch, error) {
 	w := &Watch{tasks: byShim(tasks), done: make(chan struct{}), pidfds: map[int]int{}, starts: map[int]string{}, ended: map[int]time.Time{}}
 	var err error
 	if w.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
@@ -39,7 +43,7 @@ func WatchShims(tasks []Task) (*Watch, error) {
 	}
 	for shim := range w.tasks {
 		_, start := parentAndStart("/proc", shim)
-		fd, err := unix.PidfdOpen(shim, 0)
+		fd, err := open(shim)
 		if err == nil {
 			w.pidfds[shim] = fd
 		}
@@ -56,14 +60,15 @@ func WatchShims(tasks []Task) (*Watch, error) {
 
 func (w *Watch) follow() {
 	defer close(w.done)
-	for w.collect(-1) {
+	for w.collect() {
 	}
 }
 
-// collect waits, at most so many milliseconds, until a shim may have ended, and notes
-// those that did; it is false once Close was called.
-func (w *Watch) collect(wait int) bool {
-	if len(w.starts) > 0 && wait < 0 {
+// collect waits until a shim may have ended and notes those that did; it is false once
+// Close was called.
+func (w *Watch) collect() bool {
+	wait := -1
+	if len(w.starts) > 0 {
 		wait = lookInterval
 	}
 	fds := []unix.PollFd{{Fd: int32(w.wake), Events: unix.POLLIN}}
@@ -100,8 +105,6 @@ func (w *Watch) collect(wait int) bool {
 
 // Ended lists the tasks whose shim ended from from to to, both included, sorted.
 func (w *Watch) Ended(from, to time.Time) []Task {
-	// What happened before the call counts, even if the goroutine had no time yet.
-	w.collect(0)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var out []Task

@@ -29,7 +29,8 @@ const (
 //
 // containerd's start waits until this unit has ended: the program must not wait, in
 // here, for a start or restart of containerd, which would not come before the time is
-// up. A daemon-reload in here keeps the queued start, which then follows the units as
+// up. At boot it does not. Nobody starts the unit by hand: "nodeprep recover" is that.
+// A daemon-reload in here keeps the queued start, which then follows the units as
 // they are after it.
 func RecoverUnit(origin diag.Origin) desired.File {
 	f := unitFile(RecoverUnitPath, []*unit.UnitOption{
@@ -41,6 +42,7 @@ func RecoverUnit(origin diag.Origin) desired.File {
 		// Also mounts that are not local ones; reverting beneath a mount that is missing
 		// would take its files for lost ones.
 		{Section: "Unit", Name: "RequiresMountsFor", Value: "/etc /usr/local/bin /usr/local/sbin /opt/cni/bin /var/lib/nodeprep"},
+		{Section: "Unit", Name: "RefuseManualStart", Value: "yes"},
 		{Section: "Service", Name: "Type", Value: "oneshot"},
 		{Section: "Service", Name: "ExecStart", Value: Program + " recover"},
 		// One-shot units have no limit of their own (systemd.service(5)), and the daemon

@@ -44,7 +44,11 @@ func Lock(root *host.Root) (unlock func(), err error) {
 	}
 	err = unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if err == nil {
-		return func() { dir.Close() }, nil
+		return func() {
+			// Closing would not do while a program that is being started has a copy.
+			_ = unix.Flock(int(dir.Fd()), unix.LOCK_UN)
+			dir.Close()
+		}, nil
 	}
 	defer dir.Close()
 	if !errors.Is(err, unix.EWOULDBLOCK) {
@@ -52,6 +56,20 @@ func Lock(root *host.Root) (unlock func(), err error) {
 	}
 	pid, command := holder(dir)
 	return nil, &LockedError{Root: root.Dir(), PID: pid, Command: command}
+}
+
+// Working tells who works on a root now, nil where nobody does or the kernel does not
+// tell. It takes no lock, and so gets in nobody's way.
+func Working(root *host.Root) *LockedError {
+	dir, err := os.Open(root.Dir())
+	if err != nil {
+		return nil
+	}
+	defer dir.Close()
+	if pid, command := holder(dir); pid > 0 {
+		return &LockedError{Root: root.Dir(), PID: pid, Command: command}
+	}
+	return nil
 }
 
 // holder finds who has an flock on f in /proc/locks (proc(5)), whose lines are

@@ -131,7 +131,7 @@ containerd, runc and the CNI plugins, starts the daemon and proves that it works
 	f.StringVarP(&a.output, "output", "o", "text", "text, json or yaml")
 	f.StringVar(&a.color, "color", "auto", "auto, always or never")
 	root.AddCommand(a.initCommand(), a.validateCommand(), a.renderCommand(), a.planCommand(), a.applyCommand(),
-		a.statusCommand(), a.versionCommand(), a.schemaCommand())
+		a.statusCommand(), a.rollbackCommand(), a.recoverCommand(), a.uninstallCommand(), a.versionCommand(), a.schemaCommand())
 	return root
 }
 

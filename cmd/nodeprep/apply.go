@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -20,6 +19,7 @@ import (
 type applyResult struct {
 	Root       string              `json:"root"`
 	Profiles   []string            `json:"profiles"`
+	Recovered  *install.Recovered  `json:"recovered,omitempty"`
 	Changed    []planItem          `json:"changed"`
 	Artifacts  []install.Installed `json:"artifacts,omitempty"`
 	Restarted  []string            `json:"restarted,omitempty"`
@@ -32,8 +32,8 @@ type applyResult struct {
 
 func (a *app) applyCommand() *cobra.Command {
 	var (
-		adopt bool
-		skip  []string
+		o    planFlags
+		skip []string
 	)
 	cmd := &cobra.Command{
 		Use:   "apply",
@@ -45,26 +45,33 @@ With an empty plan it does nothing at all.`,
   sudo nodeprep apply -f node.yaml --artifacts ./artifacts --offline
   nodeprep apply -f node.yaml --root /mnt/image --artifacts ./artifacts`,
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.apply(cmd.Context(), adopt, skip) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.apply(cmd.Context(), o, skip) },
 	}
-	f := cmd.Flags()
-	f.BoolVar(&adopt, "adopt", false, "take over files that are not nodeprep's or were edited since; what they are now is kept")
-	f.StringArrayVar(&skip, "skip", nil, "demote a preflight check to a warning, by its `ID` or a pattern with * (repeatable)")
-	f.StringVar(&a.arch, "arch", "", "with --root: the image's architecture, by Go's name")
+	o.register(a, cmd)
+	cmd.Flags().StringArrayVar(&skip, "skip", nil, "demote a preflight check to a warning, by its `ID` or a pattern with * (repeatable)")
 	return cmd
 }
 
-func (a *app) apply(ctx context.Context, adopt bool, skip []string) error {
-	if err := a.privileged(ctx); err != nil {
-		return err
-	}
-	p, err := a.prepare(ctx)
+func (a *app) apply(ctx context.Context, o planFlags, skip []string) error {
+	t, err := a.open()
 	if err != nil {
 		return err
 	}
-	defer p.close()
-	result := applyResult{Root: p.root.Dir(), Profiles: p.spec.Profiles, Changed: []planItem{}}
-	diffing := install.DiffOptions{Adopt: adopt, Services: p.services()}
+	defer t.close()
+	if err := a.privileged(ctx); err != nil {
+		return err
+	}
+	result := &applyResult{Root: t.root.Dir(), Profiles: []string{}, Changed: []planItem{}}
+	a.result = result
+	if result.Recovered, err = a.recoverFirst(ctx, t); err != nil {
+		return err
+	}
+	p, err := a.prepare(ctx, t, o.withoutRecovery)
+	if err != nil {
+		return err
+	}
+	result.Profiles = p.spec.Profiles
+	diffing := o.options(p.services(), p.daemon())
 	plan, err := install.Diff(ctx, p.host, &p.state, p.receipt, diffing)
 	if err != nil {
 		return err
@@ -75,7 +82,6 @@ func (a *app) apply(ctx context.Context, adopt bool, skip []string) error {
 		if p.receipt != nil {
 			result.Generation = p.receipt.Generation
 		}
-		a.result = result
 		if !a.structured {
 			a.printPlan(a.out, p, plan)
 		}
@@ -90,6 +96,7 @@ func (a *app) apply(ctx context.Context, adopt bool, skip []string) error {
 		DiffOptions: diffing,
 		Version:     versionString(),
 		Profiles:    p.spec.Profiles,
+		Profile:     p.flat,
 		Artifacts:   store,
 		Observer:    progress,
 		Preflight: func(ctx context.Context) error {
@@ -104,9 +111,6 @@ func (a *app) apply(ctx context.Context, adopt bool, skip []string) error {
 			return nil
 		},
 	}
-	if p.root.Live() {
-		opt.Daemon = install.Containerd{}
-	}
 	done, err := install.Apply(ctx, p.host, plan, opt)
 	progress.finish()
 	if done != nil {
@@ -117,7 +121,6 @@ func (a *app) apply(ctx context.Context, adopt bool, skip []string) error {
 		result.Generation, result.Phases = done.Generation, done.Phases
 		result.Warnings = append(result.Warnings, done.Warnings...)
 	}
-	a.result = result
 	if err != nil {
 		return err
 	}
@@ -170,30 +173,14 @@ func (a *app) printApplied(p *prepared, done *install.Result) {
 	for _, x := range done.Artifacts {
 		fmt.Fprintf(a.out, "%s %s: %s, sha256 %s (%s)\n", x.Component, x.Version, x.File, x.SHA256, x.SHA256From)
 	}
-	var total time.Duration
-	for _, ph := range done.Phases {
-		total += ph.Took
-		fmt.Fprintf(a.out, "%-10s %8s\n", ph.Phase, ph.Took.Round(time.Millisecond))
-	}
-	fmt.Fprintf(a.out, "%s in %s: generation %d of %s\n", c.green("done"), total.Round(time.Millisecond), done.Generation, p.root.Dir())
+	a.printDone(done, fmt.Sprintf("generation %d of %s", done.Generation, p.root.Dir()))
 }
 
 // store is where artifacts come from, for this command line and profile.
 func (a *app) store(p *prepared) (install.Artifacts, error) {
-	var dirs []string
-	for _, d := range a.artifacts {
-		abs, err := absolute(d)
-		if err != nil {
-			return nil, err
-		}
-		fi, err := os.Stat(abs)
-		if err != nil {
-			return nil, usagef("--artifacts: %w", err)
-		}
-		if !fi.IsDir() {
-			return nil, usagef("--artifacts %s: not a directory", d)
-		}
-		dirs = append(dirs, abs)
+	dirs, err := a.artifactFolders()
+	if err != nil {
+		return nil, err
 	}
 	cache := filepath.Join(install.StateDir, "cache")
 	if !p.root.Live() {
@@ -209,4 +196,24 @@ func (a *app) store(p *prepared) (install.Artifacts, error) {
 		Root:  p.root,
 		LibC:  p.facts.LibC,
 	}, nil
+}
+
+// artifactFolders are those of --artifacts.
+func (a *app) artifactFolders() ([]string, error) {
+	var dirs []string
+	for _, d := range a.artifacts {
+		abs, err := absolute(d)
+		if err != nil {
+			return nil, err
+		}
+		fi, err := os.Stat(abs)
+		if err != nil {
+			return nil, usagef("--artifacts: %w", err)
+		}
+		if !fi.IsDir() {
+			return nil, usagef("--artifacts %s: not a directory", d)
+		}
+		dirs = append(dirs, abs)
+	}
+	return dirs, nil
 }

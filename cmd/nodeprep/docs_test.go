@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -28,7 +29,12 @@ func TestDocumentedCommands(t *testing.T) {
 			continue
 		}
 		var script strings.Builder
-		script.WriteString("artifacts artifacts\nmkdir root mnt mnt/image\ncp node.yaml other.yaml\n")
+		script.WriteString("mkdir root mnt mnt/image used\n")
+		// used is a root that was upgraded twice.
+		for _, variation := range []string{"older", "whole", "older", "whole"} {
+			fmt.Fprintf(&script, "artifacts artifacts amd64 %s\ncode 0 nodeprep apply -f node.yaml --root used --arch amd64 --artifacts artifacts --offline\n", variation)
+		}
+		script.WriteString("cp node.yaml other.yaml\n")
 		for _, c := range commands {
 			script.WriteString(c)
 		}
@@ -41,7 +47,7 @@ func TestDocumentedCommands(t *testing.T) {
 	if total < 15 {
 		t.Errorf("only %d commands found in the documentation: the search is broken", total)
 	}
-	testscript.Run(t, testscript.Params{Files: files, Cmds: scriptCommands()})
+	testscript.Run(t, testscript.Params{Files: files, Setup: smallSelf, Cmds: scriptCommands()})
 }
 
 // shellCommands are the nodeprep lines of a document's ```sh blocks, as script lines.
@@ -73,6 +79,12 @@ func scriptLine(place, line string) string {
 	args := strings.Fields(line)[1:]
 	codes := "0"
 	switch verb := args[0]; verb {
+	case "rollback", "uninstall", "recover":
+		if i := slices.Index(args, "--root"); i >= 0 {
+			args[i+1] = "used"
+		} else {
+			args = append(args, "--root", "used")
+		}
 	case "plan", "apply", "status":
 		rooted := false
 		for i, a := range args {
@@ -87,7 +99,7 @@ func scriptLine(place, line string) string {
 				args = args[:len(args)-2]
 			}
 		}
-		if verb == "apply" {
+		if verb != "status" {
 			args = append(args, "--artifacts", "artifacts", "--offline")
 		}
 		// plan and status answer with 3 when something differs, which is no failure.

@@ -13,16 +13,22 @@ import (
 	"runtime/debug"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/nodeprep/nodeprep/install"
 )
 
 func main() {
-	os.Exit(run(context.Background(), os.Args[1:], stdio{os.Stdin, os.Stdout, os.Stderr}, os.LookupEnv))
+	os.Exit(run(context.Background(), os.Args[1:], stdio{in: os.Stdin, out: os.Stdout, err: os.Stderr}, os.LookupEnv))
 }
 
 // stdio is where a command reads and writes.
 type stdio struct {
 	in       io.Reader
 	out, err io.Writer
+	// self is the program that is installed on a node; "" is the running one.
+	self string
+	// entering is called as each phase begins; nil asks for nothing. Tests die there.
+	entering func(install.Phase)
 }
 
 // run runs one command line and returns its exit code.

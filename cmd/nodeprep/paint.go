@@ -34,7 +34,7 @@ func (a *app) paint(w io.Writer) painter {
 	return painter{isTerminal(w)}
 }
 
-func isTerminal(w io.Writer) bool {
+func isTerminal(w any) bool {
 	if r, ok := w.(*results); ok {
 		w = r.Writer
 	}

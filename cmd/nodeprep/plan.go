@@ -2,11 +2,11 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"runtime"
 	"strings"
 	"time"
 
@@ -18,7 +18,6 @@ import (
 	"github.com/nodeprep/nodeprep/internal/diag"
 	"github.com/nodeprep/nodeprep/internal/host"
 	"github.com/nodeprep/nodeprep/profiles"
-	"github.com/nodeprep/nodeprep/systemd"
 )
 
 // planResult is the machine form of a plan.
@@ -38,40 +37,18 @@ type planItem struct {
 
 // prepared is a profile brought together with a host.
 type prepared struct {
-	root    *host.Root
-	host    *host.Host
+	*target
 	facts   host.Facts
 	spec    *profiles.Spec
+	flat    json.RawMessage // the profile flattened, without secrets
 	state   desired.State
 	receipt *install.Receipt
-	// manager is nil where there is no running systemd to ask.
-	manager *systemd.Manager
-}
-
-func (p *prepared) close() {
-	if p.manager != nil {
-		p.manager.Close()
-	}
-}
-
-// services is the Manager as install wants it: a nil *Manager is no Services.
-func (p *prepared) services() install.Services {
-	if p.manager == nil {
-		return nil
-	}
-	return p.manager
 }
 
 // prepare loads the profile, gathers the host's facts and computes the desired state.
 // It changes nothing.
-func (a *app) prepare(ctx context.Context) (*prepared, error) {
-	root, err := a.openRoot()
-	if err != nil {
-		return nil, err
-	}
-	if root.Live() && runtime.GOOS != "linux" {
-		return nil, usagef("this is %s: name a Linux host's root with --root DIR", runtime.GOOS)
-	}
+func (a *app) prepare(ctx context.Context, t *target, withoutRecovery bool) (*prepared, error) {
+	root := t.root
 	receipt, err := readReceipt(root)
 	if err != nil {
 		return nil, err
@@ -99,18 +76,23 @@ func (a *app) prepare(ctx context.Context) (*prepared, error) {
 		return nil, err
 	}
 	a.warn(notes)
-	p := &prepared{root: root, host: host.New(root), facts: facts, spec: spec, state: st, receipt: receipt}
-	if root.Live() && facts.SystemdInit {
-		p.manager, err = systemd.Connect(ctx, runner(p.host))
+	if !withoutRecovery {
+		program, err := a.program(ctx, &st, receipt)
 		if err != nil {
 			return nil, err
 		}
+		addRecovery(&st, program)
 	}
-	return p, nil
+	flat, err := json.Marshal(profile.Flat())
+	if err != nil {
+		return nil, fmt.Errorf("flatten the profile: %w", err)
+	}
+	p := &prepared{target: t, facts: facts, spec: spec, flat: flat, state: st, receipt: receipt}
+	return p, t.connect(ctx)
 }
 
 // runner runs the commands that systemd's error reports need.
-func runner(h *host.Host) systemd.Runner {
+func runner(h *host.Host) func(ctx context.Context, name string, args ...string) ([]byte, error) {
 	return func(ctx context.Context, name string, args ...string) ([]byte, error) {
 		out, err := h.Run(ctx, host.Cmd{Path: name, Args: args})
 		return out.Stdout, err
@@ -127,29 +109,52 @@ func readReceipt(root *host.Root) (*install.Receipt, error) {
 }
 
 func (a *app) planCommand() *cobra.Command {
-	var adopt bool
+	var o planFlags
 	cmd := &cobra.Command{
 		Use:   "plan",
 		Short: "Show what apply would change, file by file, and why",
 		Long: `plan compares the host with the profile and changes nothing. It exits with 0 when there is nothing to do
 and with 3 when something differs. Secrets are masked.`,
 		Example: `  nodeprep plan -f node.yaml
-  nodeprep plan -f node.yaml --root /mnt/image --arch arm64 -o json`,
+  nodeprep plan -f node.yaml --root /mnt/image --arch arm64 --artifacts ./artifacts -o json`,
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.plan(cmd.Context(), adopt) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.plan(cmd.Context(), o) },
 	}
-	cmd.Flags().BoolVar(&adopt, "adopt", false, "plan to take over files that are not nodeprep's or were edited since")
-	cmd.Flags().StringVar(&a.arch, "arch", "", "with --root: the image's architecture, by Go's name")
+	o.register(a, cmd)
 	return cmd
 }
 
-func (a *app) plan(ctx context.Context, adopt bool) error {
-	p, err := a.prepare(ctx)
+// planFlags are those of plan and apply.
+type planFlags struct {
+	changeFlags
+	withoutRecovery bool
+}
+
+func (o *planFlags) register(a *app, cmd *cobra.Command) {
+	o.changeFlags.register(cmd)
+	f := cmd.Flags()
+	f.BoolVar(&o.withoutRecovery, "without-recovery", false, "leave nodeprep itself and nodeprep-recover.service out, for a root of another architecture")
+	f.StringVar(&a.arch, "arch", "", "with --root: the image's architecture, by Go's name")
+}
+
+func (a *app) plan(ctx context.Context, o planFlags) error {
+	t, err := a.open()
 	if err != nil {
 		return err
 	}
-	defer p.close()
-	plan, err := install.Diff(ctx, p.host, &p.state, p.receipt, install.DiffOptions{Adopt: adopt, Services: p.services()})
+	defer t.close()
+	j, err := pending(t.root)
+	if err != nil {
+		return err
+	}
+	if j != nil {
+		return fmt.Errorf("plan: %s", interrupted(t.root, j))
+	}
+	p, err := a.prepare(ctx, t, o.withoutRecovery)
+	if err != nil {
+		return err
+	}
+	plan, err := install.Diff(ctx, p.host, &p.state, p.receipt, o.options(p.services(), p.daemon()))
 	if err != nil {
 		return err
 	}

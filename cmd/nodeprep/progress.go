@@ -19,6 +19,8 @@ type progress struct {
 	paint painter
 	quiet bool
 	bars  bool
+	// entering is the caller's own observer, nil for none.
+	entering func(install.Phase)
 
 	// lines are printed by a goroutine of its own: a terminal that is stopped (ctrl-s)
 	// or a pipe that nobody reads must not hold a host between commit and restart.
@@ -34,7 +36,7 @@ type progress struct {
 
 func (a *app) progress() *progress {
 	p := &progress{
-		out: a.stdio.err, paint: a.paint(a.stdio.err), quiet: a.structured, bars: isTerminal(a.stdio.err),
+		out: a.stdio.err, paint: a.paint(a.stdio.err), quiet: a.structured, bars: isTerminal(a.stdio.err), entering: a.entering,
 		lines: make(chan string, 256), printed: make(chan struct{}),
 		by: map[string]*mpb.Bar{}, said: map[string]time.Time{},
 	}
@@ -65,8 +67,11 @@ func (p *progress) finish() {
 // PhaseStart begins a phase. Those that may take long announce themselves: a sign of
 // life. How long each took is part of the result.
 func (p *progress) PhaseStart(phase install.Phase) {
+	if p.entering != nil {
+		p.entering(phase)
+	}
 	switch phase {
-	case install.PhaseStage, install.PhaseActivate, install.PhaseVerify, install.PhaseUndo:
+	case install.PhaseStage, install.PhaseActivate, install.PhaseVerify, install.PhaseUndo, install.PhaseRecover:
 		if !p.quiet {
 			p.say("%s...", phase)
 		}

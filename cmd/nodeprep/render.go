@@ -76,6 +76,7 @@ func (a *app) render(ctx context.Context, dir string, rooted bool) error {
 		return err
 	}
 	a.warn(notes)
+	addRecovery(&st, "") // the program is no text to be looked at
 	out := rendering{Dir: dir}
 	for _, f := range st.Files {
 		r := renderedFile{Path: f.Path, Mode: fmt.Sprintf("%04o", f.Mode), Secret: f.Secret, Content: string(f.Content), From: f.Origin.String()}

@@ -14,8 +14,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -28,14 +30,27 @@ import (
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"nodeprep": func() {
-			os.Exit(run(context.Background(), os.Args[1:], stdio{os.Stdin, os.Stdout, os.Stderr}, os.LookupEnv))
+			os.Exit(run(context.Background(), os.Args[1:], stdio{
+				in: os.Stdin, out: os.Stdout, err: os.Stderr, self: os.Getenv("NODEPREP_TEST_SELF"), entering: dieIn(os.Getenv("NODEPREP_TEST_DIE")),
+			}, os.LookupEnv))
 		},
 	})
 }
 
+// dieIn kills this process with SIGKILL when a phase begins, as a power cut would.
+func dieIn(phase string) func(install.Phase) {
+	return func(p install.Phase) {
+		if string(p) == phase {
+			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
+		}
+	}
+}
+
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata/script",
+		Dir:   "testdata/script",
+		Setup: smallSelf,
 		// [exists:PATH] is for what not every system has.
 		Condition: func(cond string) (bool, error) {
 			if path, ok := strings.CutPrefix(cond, "exists:"); ok {
@@ -46,6 +61,14 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: scriptCommands(),
 	})
+}
+
+// smallSelf makes a small program that stands for nodeprep where that installs itself:
+// this test binary has tens of megabytes.
+func smallSelf(env *testscript.Env) error {
+	self := filepath.Join(env.WorkDir, ".self")
+	env.Setenv("NODEPREP_TEST_SELF", self)
+	return os.WriteFile(self, program(runtime.GOARCH, "nodeprep"), 0o755)
 }
 
 func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
@@ -74,6 +97,26 @@ func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
 			}
 			if !slices.Contains(strings.Split(args[0], ","), fmt.Sprint(got)) {
 				ts.Fatalf("exit code %d, want %s", got, args[0])
+			}
+		},
+		// killed PHASE COMMAND... runs nodeprep, which is killed when a phase of it begins.
+		"killed": func(ts *testscript.TestScript, _ bool, args []string) {
+			ts.Setenv("NODEPREP_TEST_DIE", args[0])
+			defer ts.Setenv("NODEPREP_TEST_DIE", "")
+			exit, ok := errors.AsType[*exec.ExitError](ts.Exec(args[1], args[2:]...))
+			if !ok || exit.ExitCode() != -1 {
+				ts.Fatalf("it was not killed: %v", exit)
+			}
+		},
+		// damage DIR changes the last byte of every nodeprep program in it.
+		"damage": func(ts *testscript.TestScript, _ bool, args []string) {
+			files, err := filepath.Glob(filepath.Join(ts.MkAbs(args[0]), "nodeprep-*"))
+			ts.Check(err)
+			for _, f := range files {
+				data, err := os.ReadFile(f)
+				ts.Check(err)
+				data[len(data)-1] ^= 1
+				ts.Check(os.WriteFile(f, data, 0o644))
 			}
 		},
 		// lines FILE N checks the number of lines.
@@ -193,11 +236,18 @@ func makeArtifacts(dir, profile, arch, variation string) error {
 	if variation == "foreign" {
 		elfArch = map[string]string{"amd64": "arm64", "arm64": "amd64"}[arch]
 	}
+	containerdVersion, runcVersion := "2.3.4", "1.4.3"
+	if variation == "older" {
+		containerdVersion, runcVersion = "2.3.3", "1.4.2"
+	}
 	pack := func(prefix string, names ...string) ([]byte, error) {
 		files, order := map[string][]byte{}, []string{}
 		for _, n := range names {
 			name := prefix + n
 			files[name] = program(elfArch, n)
+			if prefix == "bin/" {
+				files[name] = append(files[name], containerdVersion...)
+			}
 			order = append(order, name)
 		}
 		if variation == "traversal" && prefix == "bin/" {
@@ -219,9 +269,19 @@ func makeArtifacts(dir, profile, arch, variation string) error {
 		return err
 	}
 	files := map[string][]byte{
-		"containerd-2.3.4-linux-" + arch + ".tar.gz": containerd,
-		"cni-plugins-linux-" + arch + "-v1.9.1.tgz":  cni,
-		"runc." + arch: program(elfArch, "runc"),
+		"containerd-" + containerdVersion + "-linux-" + arch + ".tar.gz": containerd,
+		"cni-plugins-linux-" + arch + "-v1.9.1.tgz":                      cni,
+		"runc." + arch: program(elfArch, "runc"+runcVersion),
+	}
+	if variation != "alone" {
+		// nodeprep for other machines, with the checksum file that vouches for it.
+		var sums strings.Builder
+		for _, a := range []string{"amd64", "arm64"} {
+			name := fmt.Sprintf("nodeprep-%s-linux-%s", plainVersion(), a)
+			files[name] = program(a, "nodeprep")
+			fmt.Fprintf(&sums, "%x  %s\n", sha256.Sum256(files[name]), name)
+		}
+		files["SHA256SUMS"] = []byte(sums.String())
 	}
 	digests := map[string]string{}
 	for name, data := range files {
@@ -246,10 +306,10 @@ func makeArtifacts(dir, profile, arch, variation string) error {
 	text := fmt.Sprintf(`apiVersion: nodeprep/v1alpha1
 kind: NodeProfile
 extends: kubernetes
-containerd: {version: 2.3.4, variant: dynamic, sha256: {%s: %s}}
-runc: {version: 1.4.3, sha256: {%s: %s}}
+containerd: {version: %s, variant: dynamic, sha256: {%s: %s}}
+runc: {version: %s, sha256: {%s: %s}}
 cni: {version: 1.9.1, sha256: {%s: %s}}
 crictl: {version: none}
-`, arch, digests["containerd-2.3.4-linux-"+arch+".tar.gz"], arch, digests["runc."+arch], arch, digests["cni-plugins-linux-"+arch+"-v1.9.1.tgz"])
+`, containerdVersion, arch, digests["containerd-"+containerdVersion+"-linux-"+arch+".tar.gz"], runcVersion, arch, digests["runc."+arch], arch, digests["cni-plugins-linux-"+arch+"-v1.9.1.tgz"])
 	return os.WriteFile(profile, []byte(text), 0o644)
 }

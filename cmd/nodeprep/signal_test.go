@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"testing"
 
 	"github.com/nodeprep/nodeprep/install"
@@ -15,7 +16,7 @@ func freshApply(t *testing.T) (root string, c *exec.Cmd) {
 	t.Helper()
 	dir := t.TempDir()
 	profile, artifacts, root := filepath.Join(dir, "node.yaml"), filepath.Join(dir, "art"), filepath.Join(dir, "root")
-	if err := makeArtifacts(artifacts, profile, "amd64", ""); err != nil {
+	if err := makeArtifacts(artifacts, profile, runtime.GOARCH, ""); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Mkdir(root, 0o755); err != nil {
@@ -25,8 +26,14 @@ func freshApply(t *testing.T) (root string, c *exec.Cmd) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c = exec.CommandContext(t.Context(), exe, "apply", "-f", profile, "--root", root, "--arch", "amd64", "--artifacts", artifacts, "--offline")
+	c = exec.CommandContext(t.Context(), exe, "apply", "-f", profile, "--root", root, "--arch", runtime.GOARCH, "--artifacts", artifacts, "--offline")
 	c.Args[0] = "nodeprep" // this test binary runs as what it is called
+	// The test binary itself would be a large thing to install.
+	self := filepath.Join(dir, "self")
+	if err := os.WriteFile(self, program(runtime.GOARCH, "nodeprep"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	c.Env = append(os.Environ(), "NODEPREP_TEST_SELF="+self)
 	return root, c
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -10,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/nodeprep/nodeprep/install"
-	"github.com/nodeprep/nodeprep/internal/host"
 	"github.com/nodeprep/nodeprep/systemd"
 )
 
@@ -24,7 +24,18 @@ type statusResult struct {
 	Profiles    []string            `json:"profiles,omitempty"`
 	Artifacts   []install.Installed `json:"artifacts,omitempty"`
 	Unit        *unitStatus         `json:"unit,omitempty"`
-	Drift       []install.Drifted   `json:"drift"`
+	// Pending is a run that has not ended.
+	Pending *pendingStatus    `json:"pending,omitempty"`
+	Drift   []install.Drifted `json:"drift"`
+}
+
+// pendingStatus is a run that has not ended: it goes on, or was interrupted.
+type pendingStatus struct {
+	Verb     install.Verb `json:"verb"`
+	Time     time.Time    `json:"time"`
+	Nodeprep string       `json:"nodeprep"`
+	// PID is the process that works on the root, 0 where none does.
+	PID int `json:"pid,omitempty"`
 }
 
 // unitStatus is what systemd says of containerd.service.
@@ -34,6 +45,8 @@ type unitStatus struct {
 	PID      int      `json:"pid,omitempty"`
 	Fragment string   `json:"fragment,omitempty"`
 	DropIns  []string `json:"dropIns,omitempty"`
+	// Others are those of DropIns that are not nodeprep's.
+	Others []string `json:"others,omitempty"`
 }
 
 func (a *app) statusCommand() *cobra.Command {
@@ -42,7 +55,7 @@ func (a *app) statusCommand() *cobra.Command {
 		Use:   "status",
 		Short: "Show what drifted since the last apply",
 		Long: `status compares the host with the receipt of the last apply: owned files that were changed or are missing,
-drop-ins that others added, the unit and the daemon. It exits with 0 when nothing drifted and with 3 when something did.
+drop-ins of others that override ours, the unit, the daemon and its version, and a run that was interrupted. It exits with 0 when nothing drifted and with 3 when something did.
 A file whose size, time and inode are as recorded is not read again; --deep reads all.`,
 		Example: `  sudo nodeprep status
   sudo nodeprep status --deep -o json`,
@@ -59,41 +72,58 @@ A file whose size, time and inode are as recorded is not read again; --deep read
 }
 
 func (a *app) status(ctx context.Context, deep bool) error {
-	root, err := a.openRoot()
+	t, err := a.open()
 	if err != nil {
 		return err
 	}
-	receipt, err := readReceipt(root)
+	defer t.close()
+	receipt, err := readReceipt(t.root)
 	if err != nil {
 		return err
 	}
-	r := statusResult{Root: root.Dir(), Drift: []install.Drifted{}}
+	r := statusResult{Root: t.root.Dir(), Drift: []install.Drifted{}}
+	j, err := pending(t.root)
+	if err != nil {
+		return err
+	}
+	if j != nil {
+		r.Pending = &pendingStatus{Verb: j.Verb, Time: j.Time, Nodeprep: j.Nodeprep}
+		if at := install.Working(t.root); at != nil {
+			r.Pending.PID = at.PID
+		}
+		r.Drift = append(r.Drift, install.Drifted{Path: install.JournalPath, What: "is there: " + interrupted(t.root, j)})
+	}
 	if receipt == nil {
 		a.result = r
 		if !a.structured {
-			fmt.Fprintf(a.out, "not provisioned: %s has no receipt of nodeprep\n", root.Dir())
+			fmt.Fprintf(a.out, "not provisioned: %s has no receipt of nodeprep\n", t.root.Dir())
+			a.printDrift(r.Drift)
 		}
 		return &codeError{exitDiffers}
 	}
 	r.Provisioned, r.Generation, r.Time, r.Nodeprep = true, receipt.Generation, receipt.Time, receipt.Nodeprep
 	r.Profiles, r.Artifacts = receipt.Profiles, receipt.Artifacts
-	drift, err := install.Drift(ctx, root, receipt, deep)
+	drift, err := install.Drift(ctx, t.root, receipt, deep)
 	if err != nil {
 		return err
 	}
-	r.Drift = append(r.Drift, drift...)
-	h := host.New(root)
-	if root.Live() && host.GatherFacts(root, "").SystemdInit {
-		m, err := systemd.Connect(ctx, runner(h))
+	for _, d := range drift {
+		r.Drift = append(r.Drift, inWords(d))
+	}
+	shadowing, err := install.Shadowing(t.root, receipt)
+	if err != nil {
+		return err
+	}
+	r.Drift = append(r.Drift, shadowing...)
+	if err := t.connect(ctx); err != nil {
+		return err
+	}
+	if t.manager != nil {
+		p, err := t.manager.Properties(ctx, systemd.UnitName)
 		if err != nil {
 			return err
 		}
-		defer m.Close()
-		p, err := m.Properties(ctx, systemd.UnitName)
-		if err != nil {
-			return err
-		}
-		unit, more := unitDrift(p, receipt)
+		unit, more := unitDrift(p, receipt, r.Drift)
 		r.Unit = &unit
 		r.Drift = append(r.Drift, more...)
 		if p.ActiveState == "active" {
@@ -111,8 +141,13 @@ func (a *app) status(ctx context.Context, deep bool) error {
 }
 
 // unitDrift says how the unit in force differs from the one that was written.
-func unitDrift(p systemd.Properties, receipt *install.Receipt) (unitStatus, []install.Drifted) {
+func unitDrift(p systemd.Properties, receipt *install.Receipt, known []install.Drifted) (unitStatus, []install.Drifted) {
 	u := unitStatus{Active: p.ActiveState, Enabled: p.UnitFileState, PID: p.MainPID, Fragment: p.FragmentPath, DropIns: p.DropInPaths}
+	for _, d := range p.DropInPaths {
+		if receipt.Find(d) == nil {
+			u.Others = append(u.Others, d)
+		}
+	}
 	var drift []install.Drifted
 	add := func(path, format string, args ...any) {
 		drift = append(drift, install.Drifted{Path: path, What: fmt.Sprintf(format, args...)})
@@ -120,21 +155,27 @@ func unitDrift(p systemd.Properties, receipt *install.Receipt) (unitStatus, []in
 	if p.ActiveState != "active" {
 		add(systemd.UnitName, "is %s (%s); journalctl -u %s says why", p.ActiveState, p.SubState, systemd.UnitName)
 	}
-	if p.UnitFileState != "enabled" {
+	told := slices.ContainsFunc(known, func(d install.Drifted) bool {
+		return path.Base(d.Path) == systemd.UnitName && path.Ext(path.Dir(d.Path)) == ".wants"
+	})
+	if p.UnitFileState != "enabled" && !told {
 		add(systemd.UnitName, "is %s, so it does not start at boot", orNone(p.UnitFileState))
 	}
 	if p.FragmentPath != "" && receipt.Find(p.FragmentPath) == nil {
 		add(p.FragmentPath, "is the unit file in force, and it is not nodeprep's")
 	}
-	for _, d := range p.DropInPaths {
-		if receipt.Find(d) == nil {
-			add(d, "is a drop-in of others that may override the unit; systemctl cat %s shows it", systemd.UnitName)
-		}
-	}
 	if p.NeedDaemonReload {
 		add(systemd.UnitName, "was changed on disk since systemd read it; systemctl daemon-reload makes it count")
 	}
 	return u, drift
+}
+
+// inWords adds what the loss of a link that enables a unit means.
+func inWords(d install.Drifted) install.Drifted {
+	if dir := path.Dir(d.Path); path.Dir(dir) == "/etc/systemd/system" && path.Ext(dir) == ".wants" {
+		d.What += fmt.Sprintf(": %s is disabled and does not start at boot", path.Base(d.Path))
+	}
+	return d
 }
 
 // answerTime is how long a daemon that runs may take to answer: it serves from memory.
@@ -160,26 +201,29 @@ func orNone(s string) string {
 
 func (a *app) printStatus(r statusResult) {
 	c := a.paint(a.out)
-	var versions []string
-	for _, x := range r.Artifacts {
-		versions = append(versions, x.Component+" "+x.Version)
-	}
-	slices.Sort(versions)
 	fmt.Fprintf(a.out, "generation %d, applied %s by nodeprep %s\n", r.Generation, r.Time.Local().Format(time.DateTime), r.Nodeprep)
 	fmt.Fprintf(a.out, "profile    %s\n", strings.Join(r.Profiles, ", "))
-	fmt.Fprintf(a.out, "releases   %s\n", strings.Join(versions, ", "))
+	fmt.Fprintf(a.out, "releases   %s\n", versions(r.Artifacts))
 	if u := r.Unit; u != nil {
 		line := u.Active + ", " + orNone(u.Enabled)
 		if u.PID > 0 {
 			line += fmt.Sprintf(", pid %d", u.PID)
 		}
 		fmt.Fprintf(a.out, "%s %s\n", systemd.UnitName, line)
+		if len(u.Others) > 0 {
+			fmt.Fprintf(a.out, "drop-ins of others: %s\n", strings.Join(u.Others, ", "))
+		}
 	}
 	if len(r.Drift) == 0 {
 		fmt.Fprintln(a.out, c.green("nothing drifted"))
 		return
 	}
-	for _, d := range r.Drift {
+	a.printDrift(r.Drift)
+}
+
+func (a *app) printDrift(list []install.Drifted) {
+	c := a.paint(a.out)
+	for _, d := range list {
 		fmt.Fprintf(a.out, "%s %s %s\n", c.yellow("~"), c.bold(d.Path), d.What)
 	}
 }

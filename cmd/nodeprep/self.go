@@ -1,0 +1,108 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strings"
+
+	"github.com/nodeprep/nodeprep/install"
+	"github.com/nodeprep/nodeprep/install/release"
+	"github.com/nodeprep/nodeprep/internal/desired"
+	"github.com/nodeprep/nodeprep/internal/diag"
+	"github.com/nodeprep/nodeprep/systemd"
+)
+
+// addRecovery makes nodeprep's own files part of the state: the unit that recovers an
+// interrupted run at boot, and the program that it calls. program is where that lies on
+// this machine, "" to leave it what it is on the node.
+func addRecovery(st *desired.State, program string) {
+	origin := diag.Origin{}
+	st.Files = append(st.Files, systemd.RecoverUnit(origin))
+	st.Units = append(st.Units, desired.Unit{Name: systemd.RecoverUnitName, Enabled: true, Origin: origin})
+	if program != "" {
+		st.Files = append(st.Files, desired.File{
+			Path: systemd.Program, Source: program, Mode: 0o755, First: true, Format: desired.FormatRaw, Origin: origin,
+		})
+	}
+	st.Sort()
+}
+
+// program is nodeprep for the node: the running program where that can run there, else
+// a release file like those of the components. A node that has one already keeps it
+// where no other is at hand: then it is "".
+func (a *app) program(ctx context.Context, st *desired.State, receipt *install.Receipt) (string, error) {
+	if st.Arch == runtime.GOARCH && runtime.GOOS == "linux" {
+		if a.self != "" {
+			return a.self, nil
+		}
+		// Also there when the file was replaced or removed meanwhile (proc(5)).
+		return "/proc/self/exe", nil
+	}
+	dirs, err := a.artifactFolders()
+	if err != nil {
+		return "", err
+	}
+	store := &release.Store{Dirs: dirs}
+	for _, s := range st.Sources {
+		if s.Dir != "" {
+			store.Sources = append(store.Sources, s)
+		}
+	}
+	name := fmt.Sprintf("nodeprep-%s-linux-%s", plainVersion(), st.Arch)
+	l, err := store.Locate(ctx, desired.Artifact{Component: "nodeprep", Version: plainVersion(), Arch: st.Arch, Files: []string{name}})
+	if _, absent := errors.AsType[*release.NotFoundError](err); absent && receipt.Find(systemd.Program) != nil {
+		return "", nil
+	}
+	const otherwise = "or leave it out with --without-recovery"
+	if absent, ok := errors.AsType[*release.NotFoundError](err); ok {
+		msg := fmt.Sprintf("find %s: the node is %s and gets a nodeprep of its own, which ends an interrupted run at boot; looked at:", name, st.Arch)
+		for _, p := range absent.Places {
+			msg += fmt.Sprintf("\n  %s: %s", p.Where, p.Why)
+		}
+		if len(absent.Places) == 0 {
+			msg += "\n  nothing: there is no --artifacts folder"
+		}
+		return "", fmt.Errorf("%s\nput it into a folder and give that with --artifacts, %s", msg, otherwise)
+	}
+	if unknown, ok := errors.AsType[*release.NoDigestError](err); ok {
+		return "", fmt.Errorf("verify %s: no sha256 of it is known: put its checksum file beside it (sha256sum %s > %s.sha256), %s", unknown.File, name, name, otherwise)
+	}
+	if err != nil {
+		return "", err
+	}
+	if err := verifyProgram(l, st.Arch); err != nil {
+		return "", err
+	}
+	return l.Path, nil
+}
+
+// plainVersion is nodeprep's version as its release files have it.
+func plainVersion() string {
+	return strings.Trim(strings.TrimPrefix(versionString(), "v"), "()")
+}
+
+// verifyProgram holds a release file of nodeprep to its digest and architecture.
+func verifyProgram(l release.Located, arch string) error {
+	f, err := os.Open(l.Path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return fmt.Errorf("verify %s: %w", l.Path, err)
+	}
+	if got := hex.EncodeToString(h.Sum(nil)); got != l.SHA256 {
+		return &release.DigestError{File: l.Path, Got: got, Want: l.SHA256, From: l.SHA256From}
+	}
+	if _, err := release.CheckELF(f, arch); err != nil {
+		return fmt.Errorf("verify %s: %w", l.Path, err)
+	}
+	return nil
+}

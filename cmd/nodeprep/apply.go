@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -26,8 +27,10 @@ type applyResult struct {
 	Started    []string            `json:"started,omitempty"`
 	Generation int                 `json:"generation"`
 	Phases     []install.PhaseTime `json:"phases,omitempty"`
-	Preflight  checks.Report       `json:"preflight,omitempty"`
-	Warnings   diag.List           `json:"warnings,omitempty"`
+	// Journal is how much of the phases went into keeping the journal.
+	Journal   time.Duration `json:"journal,omitempty"` // nanoseconds
+	Preflight checks.Report `json:"preflight,omitempty"`
+	Warnings  diag.List     `json:"warnings,omitempty"`
 }
 
 func (a *app) applyCommand() *cobra.Command {
@@ -118,7 +121,7 @@ func (a *app) apply(ctx context.Context, o planFlags, skip []string) error {
 			result.Changed = append(result.Changed, planItem{Item: it, Diff: itemDiff(it)})
 		}
 		result.Artifacts, result.Restarted, result.Started = done.Artifacts, done.Restarted, done.Started
-		result.Generation, result.Phases = done.Generation, done.Phases
+		result.Generation, result.Phases, result.Journal = done.Generation, done.Phases, done.Journal
 		result.Warnings = append(result.Warnings, done.Warnings...)
 	}
 	if err != nil {

@@ -43,6 +43,8 @@ type Lab struct {
 	dirs     map[string]string // of the releases, here
 	releases string            // disk image
 	stick    string            // disk image
+	nodeprep string            // the programs on it
+	inguest  string
 	tmp      string
 	remove   func() error
 	log      func(format string, args ...any)
@@ -133,6 +135,7 @@ func (l *Lab) makeStick(ctx context.Context, nodeprep string) (string, error) {
 	if err := supply.GoBuild(ctx, root, "./test/vm/cmd/inguest", inguest, l.guest.Arch); err != nil {
 		return "", err
 	}
+	l.nodeprep, l.inguest = nodeprep, inguest
 	content := map[string]string{"nodeprep": nodeprep, "inguest": inguest}
 	// Tests that want a systemd or a containerd of their own run inside.
 	for _, pkg := range []string{"systemd", "internal/daemon"} {

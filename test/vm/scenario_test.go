@@ -71,6 +71,17 @@ type machine struct {
 // and without a network card, for as long as the test runs. Two run at a time.
 func start(t *testing.T, s set) *machine {
 	t.Helper()
+	lab := wanted(t, s)
+	// A bound for a machine that hangs, not a measure of one that works.
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+	t.Cleanup(cancel)
+	m, err := lab.Start(ctx, t.Name())
+	return held(t, ctx, m, err)
+}
+
+// wanted is the lab, for a scenario that is to be run; others are skipped.
+func wanted(t *testing.T, s set) *vm.Lab {
+	t.Helper()
 	switch {
 	case *scenarios == "":
 		t.Skip("needs a real machine: run as root, go test ./test/vm -vm=main (or -vm=all)")
@@ -84,10 +95,12 @@ func start(t *testing.T, s set) *machine {
 	if err != nil {
 		t.Fatalf("prepare machines: %v", err)
 	}
-	// A bound for a machine that hangs, not a measure of one that works.
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
-	t.Cleanup(cancel)
-	m, err := lab.Start(ctx, t.Name())
+	return lab
+}
+
+// held is a machine that was just started, until the test ends.
+func held(t *testing.T, ctx context.Context, m *vm.Machine, err error) *machine {
+	t.Helper()
 	if err != nil {
 		t.Fatalf("start machine: %v", err)
 	}

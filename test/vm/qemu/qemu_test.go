@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -184,5 +185,24 @@ func TestArgsQuoteCommas(t *testing.T) {
 	}
 	if _, _, err := Args(Config{Arch: "riscv64"}); err == nil {
 		t.Error("an arch that nobody knows was taken")
+	}
+}
+
+func TestArgsRecordADiskThatKeepsItsFlushes(t *testing.T) {
+	_, args, err := Args(Config{Arch: "amd64", Accel: "tcg", Disk: "/a,b/disk", Record: "/a,b/log", Dir: "/a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk := args[slices.Index(args, "-blockdev")+1]
+	for _, want := range []string{"driver=blklogwrites,", "file.file.filename=/a,,b/disk", "log.filename=/a,,b/log"} {
+		if !strings.Contains(disk, want) {
+			t.Errorf("nothing of %s in the recorded disk: %s", want, disk)
+		}
+	}
+	if slices.Contains(strings.Split(disk, ","), "cache.no-flush=on") {
+		t.Errorf("the recorded disk ignores flushes: %s", disk)
+	}
+	if all := strings.Join(args, " "); !strings.Contains(all, "virtio-blk-pci,drive=root,discard=off,write-zeroes=off") {
+		t.Errorf("the recorded disk may get requests that end up in disorder: %s", all)
 	}
 }

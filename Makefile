@@ -20,7 +20,7 @@ test: lint deps build ## everything but the long machine matrix; needs root for 
 	$(GO) test ./test/vm -count=1 -v -timeout 40m -vm=main
 
 test-fast: ## the inner loop: no root, no network, under a minute
-	$(GO) test ./...
+	$(GO) test -short ./...
 
 test-machines: deps build ## the whole machine matrix, under 70 minutes
 	$(GO) test ./test/vm -count=1 -v -timeout 70m -vm=all

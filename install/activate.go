@@ -92,7 +92,15 @@ func (r *run) guarded(ctx context.Context, unit string) error {
 	if unit != r.plan.state.Daemon.Unit {
 		return nil
 	}
-	r.guard = newGuard(r.h, r.opt.DiffOptions, r.plan.state.Daemon)
+	if r.guard != nil {
+		r.guard.close()
+	}
+	// Before the restart it still answers where it did.
+	var was []string
+	if r.plan.receipt != nil {
+		was = append(was, r.plan.receipt.Daemon.Address)
+	}
+	r.guard = newGuard(r.h, r.opt.DiffOptions, r.plan.state.Daemon, was...)
 	return r.guard.check(ctx, unit)
 }
 
@@ -101,17 +109,35 @@ func (r *run) stopUnits() error {
 	for _, u := range r.j.Stop {
 		ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
 		defer cancel()
-		if r.plan.stopTasks {
-			if err := r.opt.Daemon.StopTasks(ctx, r.plan.state.Daemon); err != nil {
-				return fmt.Errorf("stop tasks: %w", err)
-			}
-		} else if err := r.guarded(ctx, u); err != nil {
+		if err := r.noTasks(ctx); err != nil {
 			return err
 		}
 		r.touched.stopped = append(r.touched.stopped, u)
 		if err := r.opt.Services.Stop(ctx, u); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// noTasks sees to it that nothing runs under a daemon that goes.
+func (r *run) noTasks(ctx context.Context) error {
+	if r.plan.stopTasks {
+		r.touched.ended = true
+		if err := r.opt.Daemon.StopTasks(ctx, r.plan.state.Daemon); err != nil {
+			return fmt.Errorf("stop tasks: %w", err)
+		}
+		return nil
+	}
+	if r.plan.force || r.opt.Daemon == nil {
+		return nil
+	}
+	l, err := look(ctx, r.root, r.opt.Daemon, r.plan.state.Daemon)
+	if err != nil {
+		return err
+	}
+	if len(l.tasks) > 0 {
+		return fmt.Errorf("%d %s since the plan was made", len(l.tasks), plural(len(l.tasks), "task was started", "tasks were started"))
 	}
 	return nil
 }
@@ -201,6 +227,9 @@ func (r *run) verify(ctx context.Context) error {
 }
 
 func (r *run) health(ctx context.Context) error {
+	if r.plan.verb == VerbUninstall {
+		return r.runsAgain(ctx)
+	}
 	want := r.plan.state.Daemon
 	anew := len(r.touched.tried)+len(r.touched.started) > 0
 	imports := slices.ContainsFunc(r.plan.Items, func(it Item) bool { return it.Action == Import })
@@ -244,6 +273,20 @@ func (r *run) health(ctx context.Context) error {
 		return fmt.Errorf("verify %s: process %d has oom_score_adj %d, want %d; a drop-in or containerd's oom_score may set it", want.Unit, p.MainPID, score, want.OOMScore)
 	}
 	return nil
+}
+
+// runsAgain is all that is asked of a unit that was given back: what it runs is not ours.
+func (r *run) runsAgain(ctx context.Context) error {
+	for _, u := range r.touched.started {
+		p, err := r.opt.Services.Properties(ctx, u)
+		if err != nil {
+			return err
+		}
+		if !running(p) {
+			return fmt.Errorf("verify %s, which was there before nodeprep: it is %s", u, p.ActiveState)
+		}
+	}
+	return ctx.Err()
 }
 
 // sameProcess holds the unit's main process against the program that it shall run and
@@ -408,6 +451,9 @@ func (r *run) undo(ctx context.Context, phase Phase, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
 	err := r.phase(PhaseUndo, func() error { return r.revert(ctx, r.touched) })
+	if r.touched.ended {
+		r.left = append(r.left, "tasks that were stopped stay stopped")
+	}
 	if err == nil {
 		return &RevertedError{Phase: phase, Err: cause, Warnings: r.left}
 	}

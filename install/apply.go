@@ -235,9 +235,6 @@ func Apply(ctx context.Context, h *host.Host, plan *Plan, opt ApplyOptions) (*Re
 	if plan.Empty() {
 		return r.res, nil
 	}
-	if err := plan.Refusal(); err != nil {
-		return nil, err
-	}
 	var err error
 	if r.id, err = randomHex(8); err != nil {
 		return nil, err
@@ -310,22 +307,15 @@ func newRun(h *host.Host, plan *Plan, opt ApplyOptions) *run {
 
 // finishAll does what is left once there is no way back.
 func (r *run) finishAll(ctx context.Context) error {
+	end := r.finishRun
 	if r.j.Verb == VerbUninstall {
-		err := r.finishUninstall(context.WithoutCancel(ctx))
-		for _, l := range r.left {
-			r.res.Warnings.Warnf(diag.Origin{}, "", "%s", l)
-		}
-		return err
+		end = func() error { return r.finishUninstall(context.WithoutCancel(ctx)) }
 	}
-	state, err := r.root.Resolve(StateDir)
-	if err != nil {
-		return err
+	err := end()
+	for _, l := range r.left {
+		r.res.Warnings.Warnf(diag.Origin{}, "", "%s", l)
 	}
-	// The receipt before the journal's end: a power cut must not leave neither.
-	if err := r.w.sync(state); err != nil {
-		return err
-	}
-	return r.finishRun()
+	return err
 }
 
 func (r *run) phase(p Phase, f func() error) error {
@@ -349,7 +339,7 @@ func (r *run) progress(name string, done, total int64) {
 }
 
 // refresh ends a run that was interrupted, and makes the plan anew when the host is not
-// what it was made for any more.
+// what it was made for any more: what stood in its way may have been half of another run.
 func (r *run) refresh(ctx context.Context) error {
 	recovered, err := recoverLocked(ctx, r.h, RecoverOptions{
 		Services: r.opt.Services, Daemon: r.opt.Daemon, Observer: r.opt.Observer, Version: r.opt.Version, live: r.opt.live, writer: r.opt.writer,
@@ -362,7 +352,7 @@ func (r *run) refresh(ctx context.Context) error {
 		return err
 	}
 	if now.id() == r.plan.receipt.id() && recovered.Outcome == NothingPending {
-		return nil
+		return r.plan.Refusal()
 	}
 	plan, err := r.plan.again(ctx, now)
 	if err != nil {

@@ -16,7 +16,6 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
-
 )
 
 const (
@@ -25,8 +24,6 @@ const (
 	keptDir = ".nodeprep"
 	// copyLimit is up to which size a file on another filesystem is kept as a copy, bytes.
 	copyLimit = 1 << 20
-	// recordFormat grows when an older nodeprep could misread a record.
-	recordFormat = 1
 )
 
 // commit keeps what will be replaced, makes the record durable, and then renames. It
@@ -45,12 +42,12 @@ func (r *run) commit() error {
 	if err := r.syncDirs(); err != nil {
 		return err
 	}
-	r.j.Stage = recorded
+	next := recorded
 	if len(r.j.Stop) > 0 {
-		r.j.Stage = activating
+		next = activating
 	}
-	if err := r.writeJournal(); err != nil {
-		return r.explain(err)
+	if err := r.enter(next); err != nil {
+		return err
 	}
 	if err := r.stopUnits(); err != nil {
 		return err
@@ -135,7 +132,8 @@ func (r *run) record() error {
 	if err := r.recordUninstall(); err != nil {
 		return err
 	}
-	if len(r.j.Changes)+len(r.j.Repairs)+len(r.j.Dirs)+len(r.j.Drop) > 0 {
+	// Repairs make none: there is nothing in them to go back to.
+	if len(r.j.Changes)+len(r.j.Dirs)+len(r.j.Drop) > 0 {
 		r.j.To = r.j.From + 1
 	}
 	return r.recordServices()
@@ -249,7 +247,7 @@ func (r *run) planKept(prefix string, i int, c *Change) (*Kept, error) {
 	}
 	k := keptStat(fi)
 	if fi.Mode().Type() == fs.ModeSymlink {
-		k.Kind, k.Size, k.MTime = KindLink, 0, 0
+		k.Kind, k.Size = KindLink, 0
 		k.Target, err = os.Readlink(real)
 		return k, err
 	}
@@ -390,9 +388,11 @@ func (r *run) copyKept(ctx context.Context, k *Kept, temp string, own bool) erro
 			return err
 		}
 		if r.w.chown {
-			return r.w.lchown(temp, k.UID, k.GID)
+			if err := r.w.lchown(temp, k.UID, k.GID); err != nil {
+				return err
+			}
 		}
-		return nil
+		return r.w.lutime(temp, k.MTime)
 	}
 	at, err := r.keptAt(k)
 	if err != nil {
@@ -464,7 +464,15 @@ func (r *run) makeDir(real string) error {
 	if err != nil || fi != nil {
 		return err
 	}
-	return r.mkdir(real, r.dirMode(real))
+	if err := r.mkdir(real, r.dirMode(real)); err != nil {
+		return err
+	}
+	for i := range r.plan.Items {
+		if it := &r.plan.Items[i]; it.dropped != nil && it.real == real {
+			return r.dress(real, it.dropped)
+		}
+	}
+	return nil
 }
 
 // dirMode is the wanted mode of a directory that is made.
@@ -522,8 +530,15 @@ func (r *run) syncDirs() error {
 // settle writes the receipt: with it the run is done.
 func (r *run) settle() error {
 	if r.j.Verb == VerbUninstall {
-		r.j.Stage = settled
-		return r.writeJournal()
+		was := r.j.Stage
+		if err := r.enter(settled); err != nil {
+			// It may be in place all the same, and who recovers from it must go back too.
+			r.j.Stage = was
+			return errors.Join(err, r.writeJournal())
+		}
+		r.res.Generation = 0
+		r.changed()
+		return nil
 	}
 	rec, err := r.newReceipt()
 	if err != nil {
@@ -546,13 +561,18 @@ func (r *run) settle() error {
 	}
 	r.settled = true
 	r.res.Generation, r.res.Artifacts = rec.Generation, rec.Artifacts
+	r.changed()
+	return nil
+}
+
+// changed tells whoever called Apply what was done.
+func (r *run) changed() {
 	for i := range r.plan.Items {
 		if it := r.plan.Items[i]; it.Changes() {
 			r.res.Changed = append(r.res.Changed, it)
 		}
 	}
 	r.res.Warnings = append(r.res.Warnings, r.plan.Warnings[r.told:]...)
-	return nil
 }
 
 // newReceipt is the receipt of the host as it is now.
@@ -641,6 +661,11 @@ func (r *run) newReceipt() (*Receipt, error) {
 			return nil, err
 		}
 		own.stat(fi)
+		for j := range r.plan.Items {
+			if it := &r.plan.Items[j]; it.dir != nil && it.real == r.abs(p) {
+				own.Origin = it.Origin
+			}
+		}
 		owned[p] = own
 	}
 	for _, p := range sortedKeys(owned) {

@@ -652,9 +652,9 @@ func (d *differ) removals() error {
 		d.add(*it)
 		if it.Action == Remove {
 			gone[it.real] = true
-			if own.Effect != desired.EffectNone {
-				d.effect(own.Effect, own.Unit, cause{own.Component, path.Base(own.Path) + ": is removed"})
-			}
+		}
+		if it.Changes() && own.Effect != desired.EffectNone {
+			d.effect(own.Effect, own.Unit, cause{own.Component, path.Base(own.Path) + ": is removed"})
 		}
 	}
 	return nil
@@ -668,13 +668,19 @@ func (d *differ) removal(own *Owned, needed, gone map[string]bool) (*Item, error
 	if own.Kind == KindDir && fi != nil && fi.Mode().Type() == fs.ModeSymlink {
 		return nil, nil
 	}
-	if _, wanted := d.wanted[real]; wanted || fi == nil {
+	if _, wanted := d.wanted[real]; wanted || fi == nil && own.Before == nil {
 		return nil, nil
 	}
 	if a := d.wantedArtifact(own.Component); a != nil && sameRelease(a, d.receipt.installed(own.Component)) {
 		return nil, nil
 	}
 	it := &Item{Action: Remove, Kind: own.Kind, Path: own.Path, Reason: "is no longer wanted", Origin: own.Origin, own: own, real: real}
+	if fi == nil {
+		// Somebody has removed ours, which is no reason to lose theirs.
+		it.Action, it.Kind, it.Reason, it.kept = Create, own.Before.Kind, "is missing, and no longer wanted; what was there before comes back", own.Before
+		d.plan.seen[real] = nil
+		return it, nil
+	}
 	if own.Kind == KindDir {
 		state, err := d.root.Resolve(StateDir)
 		if err != nil {

@@ -173,7 +173,12 @@ const unitText = "[Service]\nExecStart=/usr/local/bin/containerd\n\n[Install]\nW
 // newNode is an empty root and a small but whole state for it.
 func newNode(t *testing.T) *node {
 	t.Helper()
-	dir := t.TempDir()
+	return nodeAt(t, t.TempDir())
+}
+
+// nodeAt is that state for a root which is there already.
+func nodeAt(t *testing.T, dir string) *node {
+	t.Helper()
 	root, err := host.OpenRoot(dir)
 	if err != nil {
 		t.Fatal(err)

@@ -100,6 +100,9 @@ type Journal struct {
 	Failed  []string `json:"failed,omitempty"`
 	// Settings are kernel settings as they were.
 	Settings []Setting `json:"settings,omitempty"`
+	// Back says of a revert that files and units are as before again, so that nothing
+	// must be stopped any more: the unit of before may kill containers with the daemon.
+	Back bool `json:"back,omitempty"`
 	// Was is what the daemon was found to be; nil if it was not asked or did not answer.
 	Was *desired.Daemon `json:"was,omitempty"`
 
@@ -226,6 +229,35 @@ func (j *Journal) check() error {
 	return errors.Join(faults...)
 }
 
+// within refuses paths in whose directories there is a link: a run writes them with links
+// followed, so that with one they may lead anywhere, out of the root too.
+func (j *Journal) within(root *host.Root) error {
+	var faults []error
+	look := func(p string, resolve func(string) (string, error)) {
+		real, err := resolve(p)
+		if err == nil && real != filepath.Join(root.Dir(), p) {
+			err = fmt.Errorf("%s leads through a symbolic link to %s; put back the directory that was there", p, shown(root, real))
+		}
+		faults = append(faults, err)
+	}
+	for _, p := range slices.Concat(j.Made, j.Scratch, j.SelfDirs, j.Dirs, j.Last, j.Chain) {
+		look(p, root.Resolve)
+	}
+	for _, d := range j.Drop {
+		look(d.Path, root.Resolve)
+	}
+	for _, c := range slices.Concat(j.Self, j.Changes) {
+		look(c.Real, root.Locate)
+		if c.Staged != "" {
+			look(c.Staged, root.Locate)
+		}
+	}
+	for _, p := range j.Repairs {
+		look(p.Real, root.Locate)
+	}
+	return errors.Join(faults...)
+}
+
 // names reports whether a name is one under which this run stages.
 func (j *Journal) names(name string) bool {
 	return strings.HasPrefix(name, ".") && strings.Contains(name, ".nodeprep-"+j.ID)
@@ -271,11 +303,7 @@ func (r *run) begin() error {
 	}
 	// What may stand under this generation's number belongs to no receipt.
 	for _, top := range r.j.Tops {
-		dir, err := r.root.Locate(generation(top, r.j.From, ""))
-		if err != nil {
-			return err
-		}
-		if err := r.w.removeTree(dir); err != nil {
+		if err := r.dropGeneration(top, r.j.From); err != nil {
 			return err
 		}
 	}
@@ -398,6 +426,18 @@ func (r *run) writeJournal() error {
 	r.began = true
 	delete(r.dirty, at)
 	return r.w.sync(filepath.Dir(top))
+}
+
+// enter makes the journal durable at another stage. Where there is no room for it, the
+// one that is there still says where the run is.
+func (r *run) enter(stage stageOfRun) error {
+	was := r.j.Stage
+	r.j.Stage = stage
+	err := r.writeJournal()
+	if isFull(err) {
+		r.j.Stage = was
+	}
+	return r.explain(err)
 }
 
 // ownTemp is the staging name of something of nodeprep's own; Recover finds it
@@ -524,16 +564,16 @@ func keptStat(fi fs.FileInfo) *Kept {
 // of the journal itself, of the receipt, and of the directories that hold them.
 func (r *run) sweep() error {
 	var faults []error
-	var bases []string
-	for p := StateDir; p != "/"; p = path.Dir(p) {
-		bases = append(bases, p)
+	state, err := r.root.Resolve(StateDir)
+	if err != nil {
+		return err
 	}
-	bases = append(bases, JournalPath, ReceiptPath)
-	for _, p := range bases {
-		dir, err := r.root.Resolve(path.Dir(p))
-		if err != nil {
-			return err
-		}
+	places := []string{filepath.Join(state, "journal.json"), filepath.Join(state, "receipt.json")}
+	for p := state; p != r.root.Dir() && p != "/"; p = filepath.Dir(p) {
+		places = append(places, p)
+	}
+	for _, p := range places {
+		dir := filepath.Dir(p)
 		entries, err := os.ReadDir(dir)
 		if isAbsent(err) {
 			continue
@@ -542,7 +582,7 @@ func (r *run) sweep() error {
 			return err
 		}
 		for _, e := range entries {
-			if isStagingName(e.Name(), path.Base(p)) {
+			if isStagingName(e.Name(), filepath.Base(p)) {
 				faults = append(faults, r.w.removeTree(filepath.Join(dir, e.Name())))
 				r.dirty[dir] = true
 			}
@@ -559,7 +599,15 @@ func (r *run) endJournal() error {
 		return err
 	}
 	if slices.Contains(r.j.Made, r.shown(state)) {
-		return r.vanish(r.j.Made)
+		others, err := r.strangers(state)
+		if err != nil {
+			return err
+		}
+		if len(others) == 0 {
+			return r.vanish(r.j.Made)
+		}
+		r.left = append(r.left, r.shown(state)+" stays: something else was put there meanwhile")
+		return r.clearOut(state, others)
 	}
 	if err := r.w.remove(filepath.Join(state, "journal.json")); err != nil {
 		return err
@@ -587,7 +635,7 @@ func (r *run) vanish(chain []string) error {
 		if !errors.Is(err, syscall.EBUSY) {
 			return err
 		}
-		return r.clearOut(top) // a mount point
+		return r.clearOut(top, nil) // a mount point
 	}
 	err := r.w.sync(filepath.Dir(top))
 	if err == nil {
@@ -604,8 +652,8 @@ func (r *run) vanish(chain []string) error {
 	return err
 }
 
-// clearOut removes what is in a directory, the journal last.
-func (r *run) clearOut(dir string) error {
+// clearOut removes what is in a directory but for some, the journal last.
+func (r *run) clearOut(dir string, but []string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
@@ -615,6 +663,9 @@ func (r *run) clearOut(dir string) error {
 		p := filepath.Join(dir, e.Name())
 		if e.Name() == "journal.json" {
 			last = p
+			continue
+		}
+		if slices.Contains(but, p) {
 			continue
 		}
 		if err := r.w.removeTree(p); err != nil {

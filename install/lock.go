@@ -43,6 +43,13 @@ func Lock(root *host.Root) (unlock func(), err error) {
 		return nil, fmt.Errorf("lock root: %w", err)
 	}
 	err = unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	pid, command := 0, ""
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		if pid, command = holder(dir); pid == 0 {
+			// Whoever had it may have ended between these two.
+			err = unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		}
+	}
 	if err == nil {
 		return func() {
 			// Closing would not do while a program that is being started has a copy.
@@ -54,7 +61,6 @@ func Lock(root *host.Root) (unlock func(), err error) {
 	if !errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, fmt.Errorf("lock %s: %w", root.Dir(), err)
 	}
-	pid, command := holder(dir)
 	return nil, &LockedError{Root: root.Dir(), PID: pid, Command: command}
 }
 

@@ -75,6 +75,8 @@ type Item struct {
 	// nil when it will not be ours.
 	kept    *Kept
 	becomes *Owned
+	// dropped is how a directory was that comes back.
+	dropped *Dropped
 	// unproven says that what is kept is not what the receipt of then has.
 	unproven bool
 	// quiet is not worth a line of its own where it is the only change.
@@ -144,6 +146,9 @@ func (p *Plan) Empty() bool {
 	}
 	return true
 }
+
+// Purges lists the directories of containerd's data that an uninstall removes for good.
+func (p *Plan) Purges() []string { return p.purge }
 
 // Refusal is a *NotOwnedError with everything that stands in the way, or nil.
 func (p *Plan) Refusal() error {

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -12,96 +14,115 @@ import (
 )
 
 // pruneAll removes generations beyond the wanted number, originals that nothing refers
-// to any more, and downloads that are not what is installed. What it is killed in the
-// middle of it does anew: each generation's record goes last.
+// to any more, and downloads that are not what is installed. It goes by what there is
+// and not by what was done, so that what it is killed in the middle of it does anew.
 func (r *run) pruneAll() error {
-	entries, err := r.root.ReadDir(StateDir + "/generations")
-	if err != nil && !isAbsent(err) {
+	numbers, err := r.generationsAt(StateDir)
+	if err != nil {
 		return err
 	}
-	var numbers []int
-	for _, e := range entries {
-		if n, ok := parseCount(e.Name()); ok {
-			numbers = append(numbers, n)
-		}
-	}
-	slices.Sort(numbers)
-	var faults []error
-	needed := map[string]bool{} // originals that a rollback would want
-	old := max(len(numbers)-max(r.plan.state.Generations, 0), 0)
-	var drop []Kept
-	for i, n := range numbers {
-		rec, err := readJournal(r.root, generation(StateDir, n, "record.json"))
-		if err != nil {
-			faults = append(faults, err)
-		}
-		if rec == nil && n == r.j.From {
-			rec = &r.j
-		}
-		if rec == nil {
-			rec = &Journal{}
-		}
-		for _, c := range rec.Changes {
-			if c.Kept == nil || c.Kept.Path == "" {
-				continue
-			}
-			if i >= old {
-				needed[c.Kept.Path] = true
-			} else {
-				drop = append(drop, *c.Kept)
-			}
-		}
-		if i >= old {
-			receipt, err := readReceiptFile(r.root, generation(StateDir, n, "receipt.json"))
-			if err != nil {
-				faults = append(faults, err)
-			}
-			for _, own := range receipt.Owned {
-				if own.Before != nil {
-					needed[own.Before.Path] = true
-				}
-			}
-		}
-	}
+	keep := numbers[max(len(numbers)-max(r.plan.state.Generations, 0), 0):]
 	now, err := ReadReceipt(r.root)
 	if err != nil {
-		return errors.Join(append(faults, err)...)
+		return err
 	}
-	for _, rec := range []*Receipt{now, r.plan.receipt} {
-		if rec == nil {
-			continue
+	needed, readable := r.originals(keep, now)
+	var faults []error
+	for _, top := range r.j.Tops {
+		if readable {
+			faults = append(faults, r.pruneOriginals(top, needed))
 		}
-		for _, own := range rec.Owned {
-			switch {
-			case own.Before == nil || own.Before.Path == "":
-			case rec == now:
-				needed[own.Before.Path] = true
-			default:
-				drop = append(drop, *own.Before)
+		there, err := r.generationsAt(top)
+		faults = append(faults, err)
+		for _, n := range there {
+			if !slices.Contains(keep, n) {
+				faults = append(faults, r.dropGeneration(top, n))
 			}
-		}
-	}
-	for _, k := range drop {
-		if needed[k.Path] {
-			continue
-		}
-		real, err := r.keptAt(&k)
-		if err != nil {
-			faults = append(faults, err)
-			continue
-		}
-		faults = append(faults, r.w.remove(real))
-	}
-	for _, n := range numbers[:old] {
-		for _, top := range r.j.Tops {
-			dir, err := r.root.Locate(generation(top, n, ""))
-			if err == nil {
-				err = r.w.removeTree(dir)
-			}
-			faults = append(faults, err)
 		}
 	}
 	return errors.Join(append(faults, r.pruneCache(now))...)
+}
+
+// generationsAt lists the generations of which something is kept in one place, in order.
+func (r *run) generationsAt(top string) ([]int, error) {
+	entries, err := r.root.ReadDir(path.Join(top, "generations"))
+	if err != nil && !isAbsent(err) {
+		return nil, err
+	}
+	var out []int
+	for _, e := range entries {
+		if n, ok := parseCount(e.Name()); ok {
+			out = append(out, n)
+		}
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+// originals are the places of what was taken over and may have to be given back, by now's
+// receipt or by generations. It is not readable when one of them cannot tell; that is
+// said, and no reason to stop: the generation goes some day.
+func (r *run) originals(keep []int, now *Receipt) (needed map[string]bool, readable bool) {
+	needed, readable = map[string]bool{}, true
+	note := func(err error) {
+		if err != nil {
+			readable = false
+			r.left = append(r.left, fmt.Sprintf("originals that nobody needs may stay: %v", err))
+		}
+	}
+	add := func(k *Kept) {
+		if k != nil && k.Kind != KindLink {
+			at, err := r.keptAt(k)
+			note(err)
+			needed[at] = true
+		}
+	}
+	own := func(rec *Receipt) {
+		if rec != nil {
+			for i := range rec.Owned {
+				add(rec.Owned[i].Before)
+			}
+		}
+	}
+	own(now)
+	for _, n := range keep {
+		rec, err := readJournal(r.root, generation(StateDir, n, "record.json"))
+		note(err)
+		if rec == nil && n == r.j.From {
+			rec = &r.j
+		}
+		if rec != nil {
+			for i := range rec.Changes {
+				add(rec.Changes[i].Kept)
+			}
+		}
+		was, err := readReceiptFile(r.root, generation(StateDir, n, "receipt.json"))
+		note(err)
+		own(&was)
+	}
+	return needed, readable
+}
+
+// pruneOriginals removes originals in one place that are not needed.
+func (r *run) pruneOriginals(top string, needed map[string]bool) error {
+	dir, err := r.root.Locate(path.Join(top, "original"))
+	if err != nil {
+		return err
+	}
+	if fi, err := lstat(dir); err != nil || fi == nil || !fi.IsDir() {
+		return err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	var faults []error
+	for _, e := range entries {
+		if p := filepath.Join(dir, e.Name()); !needed[p] && !e.IsDir() {
+			faults = append(faults, r.w.remove(p))
+		}
+	}
+	return errors.Join(faults...)
 }
 
 // pruneCache removes downloads that are not of what is installed.

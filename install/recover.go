@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/nodeprep/nodeprep/internal/desired"
@@ -81,12 +82,16 @@ func recoverLocked(ctx context.Context, h *host.Host, opt RecoverOptions) (*Reco
 	plan.receipt = receipt
 	out := &Recovered{Outcome: NothingPending, Generation: receipt.generation()}
 	if j == nil {
-		if r.id, err = randomHex(8); err != nil {
-			return nil, err
-		}
 		return out, r.sweep()
 	}
+	if err := j.within(h.Root); err != nil {
+		return nil, fmt.Errorf("read %s: %w", JournalPath, err)
+	}
 	r.j, r.id, r.began = *j, j.ID, true
+	// The run that is undone here goes on under its own staging names.
+	if err := r.sweep(); err != nil {
+		return nil, fmt.Errorf("recover: %w", err)
+	}
 	out.Verb, out.Time, out.Nodeprep = j.Verb, j.Time, j.Nodeprep
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
@@ -113,7 +118,7 @@ func recoverLocked(ctx context.Context, h *host.Host, opt RecoverOptions) (*Reco
 	if err != nil {
 		return out, fmt.Errorf("recover: %w", err)
 	}
-	return out, r.sweep()
+	return out, nil
 }
 
 // touched is what a run did to the running system.
@@ -124,8 +129,14 @@ type touched struct {
 	reloaded                bool
 	// settings were written.
 	settings []Setting
+	// ended: tasks were stopped, for good.
+	ended bool
 	// rebooted: systemd and the kernel read what the run had made, at boot.
 	rebooted bool
+	// unread: the run may have ended before systemd read the units that it had put in place.
+	unread bool
+	// back: an earlier revert had put files and units back, and began to start them.
+	back bool
 }
 
 // laterTouched is what an interrupted run may have touched, as its journal tells.
@@ -140,7 +151,10 @@ func (r *run) laterTouched() touched {
 	if j.Stage != activating && j.Stage != reverted {
 		return touched{}
 	}
-	return touched{tried: j.Restart, started: j.Start, stopped: j.Stop, reloaded: j.Reload, settings: j.Settings}
+	return touched{
+		tried: j.Restart, started: j.Start, stopped: j.Stop, reloaded: j.Reload, settings: j.Settings,
+		unread: j.Reload && !j.Back, back: j.Back,
+	}
 }
 
 // revert puts everything back that the journal tells of, and proves that what ran
@@ -166,8 +180,13 @@ func (r *run) revert(ctx context.Context, was touched) error {
 			note(r.opt.Services.Stop(ctx, u))
 		}
 	}
+	if was.unread && len(was.tried) > 0 {
+		note(r.opt.Services.Reload(ctx))
+	}
 	for _, u := range was.tried {
-		note(r.opt.Services.Stop(ctx, u))
+		if !was.back {
+			note(r.opt.Services.Stop(ctx, u))
+		}
 	}
 	// However long systemd took: files are put back in any case.
 	note(r.revertRepairs())
@@ -188,6 +207,10 @@ func (r *run) revert(ctx context.Context, was touched) error {
 		if err := r.opt.Services.ResetFailed(ctx, u); err != nil {
 			r.left = append(r.left, fmt.Sprintf("%s may be shown as failed: %v", u, err))
 		}
+	}
+	if len(was.tried) > 0 && len(faults) == 0 {
+		r.j.Back = true
+		note(r.writeJournal())
 	}
 	for _, u := range slices.Concat(was.tried, was.stopped) {
 		note(r.opt.Services.Start(ctx, u))
@@ -239,32 +262,66 @@ func (r *run) revertFiles(ctx context.Context) error {
 	}
 	for i := len(r.j.Self) - 1; i >= 0; i-- {
 		c := &r.j.Self[i]
+		if lacks, err := r.lacksKept(c); err == nil && lacks {
+			continue // these are kept after the journal is written, and changed after that
+		}
 		if err := r.revertChange(ctx, c, fmt.Sprint("selfback", i)); err != nil {
 			note(c.Path, err)
 			r.stuck = append(r.stuck, *c)
 		}
 	}
-	r.removeMade(r.j.SelfDirs, note)
+	// What is staged tells which changes were made; it may be in directories that go.
 	if len(r.stuck) == 0 {
 		note("staged files", r.unstage())
+		r.removeMade(r.j.SelfDirs, note)
 	}
 	note("directories durably", r.syncDirs())
 	return errors.Join(faults...)
 }
 
+// lacksKept reports whether nothing was put aside yet where a change would find it.
+func (r *run) lacksKept(c *Change) (bool, error) {
+	if c.Kept == nil || c.Kept.Kind == KindLink {
+		return false, nil
+	}
+	at, err := r.keptAt(c.Kept)
+	if err != nil {
+		return false, err
+	}
+	fi, err := lstat(at)
+	return fi == nil, err
+}
+
+// revertDrop makes a directory anew that was removed, or ends that where it was begun:
+// between being there and being as it was there is a moment.
 func (r *run) revertDrop(d *Dropped) error {
 	real := r.abs(d.Path)
 	fi, err := lstat(real)
-	if err != nil || fi != nil {
+	if err != nil {
 		return err
 	}
-	if err := r.mkdir(real, d.Mode); err != nil {
-		return err
+	if fi == nil {
+		if err := r.mkdir(real, d.Mode); err != nil {
+			return err
+		}
+	} else if !fi.IsDir() {
+		return nil // somebody else's
 	}
-	if r.w.chown {
-		return r.w.lchown(real, d.UID, d.GID)
+	return r.dress(real, d)
+}
+
+// dress gives a directory the mode and, where that is possible, the owner that it had.
+func (r *run) dress(real string, d *Dropped) error {
+	uid, gid := d.UID, d.GID
+	if !r.w.chown {
+		fi, err := lstat(real)
+		if err != nil || fi == nil {
+			return err
+		}
+		st := fi.Sys().(*syscall.Stat_t)
+		uid, gid = st.Uid, st.Gid
 	}
-	return nil
+	return r.setMode(real, d.Mode, uid, gid)
 }
 
 // removeMade removes directories that the run made, innermost first.
@@ -419,15 +476,19 @@ func kernelLines(dir, content string) (modules []string, settings map[string]str
 	return modules, settings
 }
 
-// cleanUp removes what a reverted run kept aside, and at last its journal.
+// cleanUp removes what a reverted run kept aside and downloaded, and at last its journal.
+// Before that goes of which its changes could be undone, the journal says that they are.
 func (r *run) cleanUp() error {
-	if r.j.Stage != reverted && slices.ContainsFunc(slices.Concat(r.j.Self, r.j.Changes), func(c Change) bool { return c.Kept != nil && c.Kept.Path != "" }) {
-		r.j.Stage = reverted
-		if err := r.writeJournal(); err != nil {
+	changes := r.j.Self
+	if r.j.Stage != intended { // before, these were never made
+		changes = slices.Concat(changes, r.j.Changes)
+	}
+	if r.j.Stage != reverted && slices.ContainsFunc(changes, func(c Change) bool { return c.Kept != nil && c.Kept.Path != "" }) {
+		if err := r.enter(reverted); err != nil {
 			return err
 		}
 	}
-	if err := errors.Join(r.unstage(), r.dropKept()); err != nil {
+	if err := errors.Join(r.unstage(), r.dropKept(), r.pruneCache(r.plan.receipt)); err != nil {
 		return err
 	}
 	if err := r.syncDirs(); err != nil {
@@ -440,12 +501,7 @@ func (r *run) cleanUp() error {
 func (r *run) dropKept() error {
 	var faults []error
 	for _, top := range r.j.Tops {
-		dir, err := r.root.Locate(generation(top, r.j.From, ""))
-		if err != nil {
-			faults = append(faults, err)
-			continue
-		}
-		faults = append(faults, r.w.removeTree(dir))
+		faults = append(faults, r.dropGeneration(top, r.j.From))
 		if original, err := r.root.Locate(path.Join(top, "original")); err != nil {
 			faults = append(faults, err)
 		} else if entries, err := os.ReadDir(original); err == nil {
@@ -499,22 +555,33 @@ func (r *run) abandon(ctx context.Context) error {
 	return r.revert(context.WithoutCancel(ctx), touched{})
 }
 
-// finishRun ends a run whose receipt is written.
+// finishRun ends a run whose receipt is written. It may have been begun before.
 func (r *run) finishRun() error {
-	if err := r.pruneAll(); err != nil {
-		return fmt.Errorf("remove old generations: %w", err)
+	state, err := r.root.Resolve(StateDir)
+	if err != nil {
+		return err
 	}
-	// nodeprep itself does not go back with a rollback.
-	for i := range r.j.Self {
-		if k := r.j.Self[i].Kept; k != nil && k.Path != "" && !r.j.Self[i].Adopted {
-			if err := r.w.remove(r.abs(k.Path)); err != nil {
+	// The receipt before the journal's end: a power cut must not leave neither.
+	if err := r.w.sync(state); err != nil {
+		return err
+	}
+	if r.j.To == r.j.From { // there is nothing to go back to
+		for _, top := range r.j.Tops {
+			if err := r.dropGeneration(top, r.j.From); err != nil {
 				return err
 			}
 		}
 	}
-	state, err := r.root.Resolve(StateDir)
-	if err != nil {
+	if err := r.pruneAll(); err != nil {
+		return fmt.Errorf("remove old generations: %w", err)
+	}
+	if err := r.dropSelf(); err != nil {
 		return err
+	}
+	for _, top := range r.j.Tops {
+		if err := r.dropEmpty(top); err != nil {
+			return err
+		}
 	}
 	journal := filepath.Join(state, "journal.json")
 	dir, err := r.root.Locate(generation(StateDir, r.j.From, ""))
@@ -525,29 +592,55 @@ func (r *run) finishRun() error {
 	if err != nil {
 		return err
 	}
-	if r.j.To == r.j.From || fi == nil { // nothing to go back to, or pruned at once
-		if err := r.w.removeTree(dir); err != nil {
-			return err
-		}
-		for _, top := range r.j.Tops {
-			if err := r.dropEmpty(top); err != nil {
-				return err
-			}
-		}
-		if err := r.w.remove(journal); err != nil {
-			return err
-		}
+	if fi == nil { // see above, or pruned at once
+		err = r.w.remove(journal)
 	} else {
-		for _, top := range r.j.Tops {
-			if err := r.dropEmpty(top); err != nil {
-				return err
-			}
-		}
-		if err := r.w.rename(journal, filepath.Join(dir, "record.json")); err != nil {
-			return err
-		}
+		err = r.w.rename(journal, filepath.Join(dir, "record.json"))
 		r.dirty[dir] = true
 	}
 	r.dirty[state] = true
-	return r.syncDirs()
+	return errors.Join(err, r.syncDirs())
+}
+
+// dropSelf removes what nodeprep's own files replaced: they do not go back with a
+// rollback. Only what was taken over is given back some day.
+func (r *run) dropSelf() error {
+	for i := range r.j.Self {
+		k := r.j.Self[i].Kept
+		if k == nil || k.Path == "" || r.j.Self[i].Adopted {
+			continue
+		}
+		at, err := r.keptAt(k)
+		if err != nil {
+			return err
+		}
+		if err := r.w.remove(at); err != nil {
+			return err
+		}
+	}
+	for _, top := range r.j.Tops {
+		if top == StateDir {
+			continue // its directory gets the record
+		}
+		dir, err := r.root.Locate(generation(top, r.j.From, ""))
+		if err != nil {
+			return err
+		}
+		if fi, err := lstat(dir); err != nil || fi == nil || !fi.IsDir() {
+			continue
+		}
+		if _, err := r.w.rmdirUnused(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dropGeneration removes what is kept of a generation in one place.
+func (r *run) dropGeneration(top string, n int) error {
+	dir, err := r.root.Locate(generation(top, n, ""))
+	if err != nil {
+		return err
+	}
+	return r.w.removeTree(dir)
 }

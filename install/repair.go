@@ -73,7 +73,7 @@ func (r *run) setMode(real string, mode fs.FileMode, uid, gid uint32) error {
 	if err != nil {
 		return err
 	}
-	if fi == nil || !fi.Mode().IsRegular() {
+	if fi == nil || !fi.Mode().IsRegular() && !fi.IsDir() {
 		return fmt.Errorf("%s is no longer a file", r.shown(real))
 	}
 	st := fi.Sys().(*syscall.Stat_t)

@@ -6,11 +6,14 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/nodeprep/nodeprep/internal/desired"
+	"github.com/nodeprep/nodeprep/internal/diag"
 	"github.com/nodeprep/nodeprep/internal/host"
 )
 
@@ -26,7 +29,7 @@ type Generation struct {
 
 // NoGenerationError says that a generation is not kept.
 type NoGenerationError struct {
-	Wanted int
+	Wanted, Current int
 	// Kept are those that are, oldest first.
 	Kept []int
 }
@@ -40,7 +43,11 @@ func (e *NoGenerationError) Error() string {
 	for _, n := range e.Kept {
 		list = append(list, fmt.Sprint(n))
 	}
-	return fmt.Sprintf("roll back to generation %d: it is not kept; there are %s", e.Wanted, strings.Join(list, ", "))
+	why := "it is not kept"
+	if e.Wanted == e.Current {
+		why = "that is what the host is"
+	}
+	return fmt.Sprintf("roll back to generation %d: %s; kept are %s", e.Wanted, why, strings.Join(list, ", "))
 }
 
 // Generations lists the generations that can be gone back to and, last, the current one.
@@ -79,13 +86,15 @@ func kept(root *host.Root, n int) (*Journal, *Receipt, error) {
 
 // DiffRollback compares a host with what it was in an earlier generation; to is its
 // number, or 0 for the one before the current. What was changed since by somebody else
-// is refused as in Diff. Images stay imported, and nodeprep itself stays what it is.
+// is refused as in Diff. Images stay imported, and nodeprep itself stays what it is. A
+// mode or owner that was repaired stays repaired: what the generation wanted is that too.
+// A generation that is not kept is *NoGenerationError.
 func DiffRollback(ctx context.Context, h *host.Host, receipt *Receipt, to int, opt DiffOptions) (*Plan, error) {
 	all, err := Generations(h.Root, receipt)
 	if err != nil {
 		return nil, err
 	}
-	none := &NoGenerationError{Wanted: to}
+	none := &NoGenerationError{Wanted: to, Current: receipt.generation()}
 	for _, g := range all {
 		if !g.Current {
 			none.Kept = append(none.Kept, g.Number)
@@ -130,6 +139,9 @@ func DiffRollback(ctx context.Context, h *host.Host, receipt *Receipt, to int, o
 		}
 	}
 	if err := d.services(ctx); err != nil {
+		return nil, err
+	}
+	if err := d.discipline(ctx); err != nil {
 		return nil, err
 	}
 	return d.plan, ctx.Err()
@@ -208,93 +220,116 @@ func (d *differ) back(c *Change) error {
 	if c.Kept != nil && c.Kept.Kind == KindLink || c.Kept == nil && own != nil && own.Kind == KindLink {
 		it.Kind = KindLink
 	}
-	it.Secret = own != nil && own.Salted || becomes != nil && becomes.Salted || private(fi)
+	it.Secret = own != nil && own.Salted || becomes != nil && becomes.Salted || private(fi) ||
+		c.Kept != nil && c.Kept.Kind == KindFile && c.Kept.Mode.Perm()&0o004 == 0
 	foreign := ""
 	if fi != nil {
-		if foreign, err = d.foreign(own, real, fi); err != nil {
+		if foreign, err = d.foreign(own, becomes, real, fi); err != nil {
 			return err
 		}
 	}
-	var content []byte
-	if c.Kept != nil && c.Kept.Kind == KindFile {
-		at, err := (&run{root: d.root}).keptAt(c.Kept)
-		if err != nil {
-			return err
-		}
-		if fi != nil && foreign == "" && own != nil && becomes != nil && own.SHA256 == becomes.SHA256 && own.Mode == becomes.Mode {
-			return nil // the same again
-		}
-		if c.Kept.Size <= copyLimit {
-			if content, err = os.ReadFile(at); err != nil {
-				return fmt.Errorf("read what was kept of %s: %w", c.Path, err)
-			}
-		}
+	if fi != nil && foreign == "" && sameThing(own, becomes) {
+		return nil
 	}
 	switch {
 	case c.Kept == nil && fi == nil:
 		return nil
 	case c.Kept == nil && foreign != "":
 		it.Action, it.Reason = Leave, "was not there then, and stays because it "+foreign
+		d.plan.Warnings.Warnf(diag.Origin{File: c.Path}, "remove it by hand if nobody needs it", "%s", it.Reason)
 	case c.Kept == nil:
 		it.Action, it.Reason = Remove, "was not there then"
+		if becomes != nil {
+			d.plan.Warnings.Warnf(diag.Origin{File: c.Path}, "apply the profile of then to have it again", "was missing when the next generation came, so that nothing of it is kept: it is removed")
+		}
 	case fi == nil:
 		it.Action, it.Reason = Create, "comes back"
-	case it.Kind == KindLink && fi.Mode()&fs.ModeSymlink != 0 && sameTarget(real, c.Kept.Target):
+	case it.Kind == KindLink && fi.Mode().Type() == fs.ModeSymlink && sameTarget(real, c.Kept.Target):
 		return nil
 	case foreign != "":
-		it.Action, it.Reason, it.Adoptable = Refuse, foreign, fi.Mode().IsRegular() || fi.Mode()&fs.ModeSymlink != 0
+		it.Action, it.Reason, it.Adoptable = Refuse, foreign, fi.Mode().IsRegular() || fi.Mode().Type() == fs.ModeSymlink
 		if d.opt.Adopt && it.Adoptable {
 			it.Action, it.Adopted = Update, []string{c.Path}
 		}
 	default:
 		it.Action, it.Reason = Update, "becomes what it was"
 	}
+	return d.consequences(it, fi)
+}
+
+// sameThing holds for two entries of one file or link that say the same of it.
+func sameThing(a, b *Owned) bool {
+	return a != nil && b != nil && a.Kind == b.Kind && a.SHA256 == b.SHA256 && a.Salted == b.Salted && a.Mode == b.Mode && a.Target == b.Target
+}
+
+// consequences adds the item of a path that changes, and what follows from it.
+func (d *differ) consequences(it Item, fi fs.FileInfo) error {
 	var format desired.Format
 	var effect desired.Effect
 	unit, component := "", ""
-	for _, o := range []*Owned{own, becomes} {
+	for _, o := range []*Owned{it.own, it.becomes} {
 		if o != nil {
 			format, effect, unit, component = o.Format, o.Effect, o.Unit, o.Component
 		}
 	}
-	var old []byte
-	if fi != nil && fi.Mode().IsRegular() && component == "" {
-		if old, err = os.ReadFile(real); err != nil {
-			return err
-		}
-	}
 	keys := []string{"content"}
-	if content != nil && old != nil {
-		keys = changedKeys(format, old, content)
-	}
-	if !it.Secret && component == "" {
-		it.Old, it.New = old, content
-		if it.Action == Update {
-			it.Details = keys
+	var content, old []byte
+	if component == "" && it.Kind == KindFile {
+		var err error
+		if it.kept != nil {
+			at, err := (&run{root: d.root}).keptAt(it.kept)
+			if err != nil {
+				return err
+			}
+			if content, err = os.ReadFile(at); err != nil {
+				return fmt.Errorf("read what was kept of %s: %w", it.Path, err)
+			}
 		}
+		if fi != nil && fi.Mode().IsRegular() {
+			if old, err = os.ReadFile(it.real); err != nil {
+				return err
+			}
+			if it.kept != nil {
+				keys = changedKeys(format, old, content)
+			}
+		}
+		if !it.Secret {
+			it.Old, it.New = old, content
+			if it.Action == Update {
+				it.Details = keys
+			}
+		}
+	}
+	if fi != nil && it.kept != nil && it.Kind == KindFile {
+		it.OldMode, it.NewMode = permissions(fi.Mode()), it.kept.Mode
 	}
 	d.add(it)
-	d.kernelBack(c.Path, content)
-	if !it.Changes() || path.Dir(path.Dir(c.Path)) == unitDir && it.Kind == KindLink {
-		if it.Changes() {
-			u := d.unit(path.Base(c.Path))
-			u.reload = append(u.reload, cause{reason: path.Base(c.Path) + ": " + it.Reason})
-		}
+	if !it.Changes() {
 		return nil
 	}
-	reason := path.Base(c.Path) + ": " + it.Reason
+	d.kernelBack(it.Path, content)
+	reason := cause{component, path.Base(it.Path) + ": " + it.Reason}
 	switch {
+	case it.Kind == KindLink && path.Dir(path.Dir(it.Path)) == unitDir: // enables a unit
+		u := d.unit(path.Base(it.Path))
+		u.reload = append(u.reload, reason)
 	case len(keys) > 0:
-		d.effect(effect, unit, cause{component, reason})
+		d.effect(effect, unit, reason)
 	case effect == desired.EffectUnit:
 		u := d.unit(unit)
-		u.reload = append(u.reload, cause{reason: reason})
+		u.reload = append(u.reload, reason)
 	}
 	return nil
 }
 
-// foreign says why what stands at a path is not what nodeprep wrote, "" when it is.
-func (d *differ) foreign(own *Owned, real string, fi fs.FileInfo) (string, error) {
+// foreign says why what stands at a path is not what nodeprep wrote, "" when it is. What
+// was given back, and is as it was when it was taken over, may be taken over again.
+func (d *differ) foreign(own, becomes *Owned, real string, fi fs.FileInfo) (string, error) {
+	if own == nil && becomes != nil && becomes.Before != nil {
+		if same, err := d.isOriginal(becomes.Before, real, fi); err != nil || same {
+			return "", err
+		}
+	}
 	if own == nil {
 		if !fi.Mode().IsRegular() {
 			return "is " + typeName(fi.Mode()) + " that nodeprep did not make", nil
@@ -309,6 +344,47 @@ func (d *differ) foreign(own *Owned, real string, fi fs.FileInfo) (string, error
 		return "was changed since nodeprep wrote it: " + what, nil
 	}
 	return "", nil
+}
+
+// isOriginal reports whether what stands at a path is what was put aside.
+func (d *differ) isOriginal(k *Kept, real string, fi fs.FileInfo) (bool, error) {
+	if k.Kind == KindLink {
+		return fi.Mode().Type() == fs.ModeSymlink && sameTarget(real, k.Target), nil
+	}
+	st := fi.Sys().(*syscall.Stat_t)
+	if !fi.Mode().IsRegular() || fi.Size() != k.Size || permissions(fi.Mode()) != k.Mode || st.Uid != k.UID || st.Gid != k.GID {
+		return false, nil
+	}
+	at, err := (&run{root: d.root}).keptAt(k)
+	if err != nil {
+		return false, err
+	}
+	was, err := digestFile(at, "", false)
+	if err != nil {
+		return false, fmt.Errorf("read what was put aside: %w", err)
+	}
+	now, err := digestFile(real, "", false)
+	return now == was, err
+}
+
+// untouched fails where somebody changed what was put aside. Of what was not ours no
+// digest is known, only what lstat said.
+func (r *run) untouched(k *Kept) error {
+	if k.Kind == KindLink {
+		return nil
+	}
+	at, err := r.keptAt(k)
+	if err != nil {
+		return err
+	}
+	fi, err := os.Lstat(at)
+	if err != nil {
+		return err
+	}
+	if !fi.Mode().IsRegular() || fi.Size() != k.Size || fi.ModTime().UnixNano() != k.MTime {
+		return fmt.Errorf("what was kept of it, %s, is not as it was put aside; somebody changed it", k.Path)
+	}
+	return nil
 }
 
 func sameTarget(real, target string) bool {
@@ -329,33 +405,54 @@ func (d *differ) kernelBack(p string, content []byte) {
 	}
 }
 
-// dirsBack plans directories.
+// dirsBack plans directories: those that went come back, those that came go if nothing
+// else is in them.
 func (d *differ) dirsBack(was *earlier) error {
-	for _, p := range sortedKeys(was.dropped) {
+	gone, needed := map[string]bool{}, map[string]bool{}
+	for i := range d.plan.Items {
+		switch it := &d.plan.Items[i]; it.Action {
+		case Remove:
+			gone[it.real] = true
+		case Create, Update:
+			for _, p := range parents(it.real) {
+				needed[p] = true
+			}
+		}
+	}
+	look := func(p string) (string, fs.FileInfo, error) {
 		real, err := d.root.Locate(p)
 		if err != nil {
-			return err
+			return "", nil, err
 		}
 		fi, err := lstat(real)
+		return real, fi, err
+	}
+	for _, p := range sortedKeys(was.dropped) {
+		real, fi, err := look(p)
 		if err != nil {
 			return err
 		}
-		if fi == nil {
-			d.add(Item{Kind: KindDir, Path: p, Action: Create, Reason: "comes back", real: real, dir: &desired.Dir{Path: p, Mode: was.dropped[p].Mode}})
+		if drop := was.dropped[p]; fi == nil {
+			d.add(Item{Kind: KindDir, Path: p, Action: Create, Reason: "comes back", real: real, dir: &desired.Dir{Path: p, Mode: drop.Mode}, dropped: &drop})
 		}
 	}
 	for _, p := range slices.Backward(was.made) {
-		real, err := d.root.Locate(p)
+		real, fi, err := look(p)
 		if err != nil {
 			return err
 		}
-		fi, err := lstat(real)
+		if fi == nil || !fi.IsDir() || needed[real] {
+			continue
+		}
+		entries, err := os.ReadDir(real)
 		if err != nil {
 			return err
 		}
-		if fi != nil && fi.IsDir() {
-			d.add(Item{Kind: KindDir, Path: p, Action: Remove, Reason: "was not there then", real: real, quiet: true})
+		if slices.ContainsFunc(entries, func(e os.DirEntry) bool { return !gone[filepath.Join(real, e.Name())] }) {
+			continue // somebody uses it
 		}
+		gone[real] = true
+		d.add(Item{Kind: KindDir, Path: p, Action: Remove, Reason: "was not there then", real: real})
 	}
 	return nil
 }
@@ -368,40 +465,74 @@ func (r *run) receiptBack() (*Receipt, error) {
 	rec.Format, rec.ID, rec.Generation, rec.Nodeprep, rec.Time = receiptFormat, r.id, r.j.To, r.opt.Version, r.h.Now().UTC()
 	rec.Images, rec.Generations, rec.Tops, rec.Salt = now.Images, now.Generations, r.farTops(), now.Salt
 	rec.Owned, rec.Artifacts = nil, slices.Clone(then.Artifacts)
-	add := func(own Owned, fresh bool) error {
-		_, fi, err := locate(r.root, own.Path)
-		if err != nil || fi == nil {
-			return err
+	for i := range rec.Artifacts {
+		a := &rec.Artifacts[i]
+		if a.Time = rec.Time; now.installed(a.Component) != nil && sameMinor(now.installed(a.Component).Version, a.Version) {
+			a.Time = now.installed(a.Component).Time
 		}
-		if was := now.Find(own.Path); was != nil && !fresh && was.Kind == own.Kind && was.SHA256 == own.SHA256 && was.Target == own.Target {
-			own.MTime, own.Inode, own.Size = was.MTime, was.Inode, was.Size
-		} else if own.Kind == KindFile && fi.Mode().IsRegular() {
-			fresh := own
-			fresh.stat(fi)
-			own.MTime, own.Inode = fresh.MTime, fresh.Inode
-		}
-		rec.Owned = append(rec.Owned, own)
-		return nil
 	}
-	written := map[string]bool{}
-	for _, s := range r.staging.items {
-		written[s.own.Path] = true
+	brought := map[string]*Item{}
+	for i := range r.plan.Items {
+		if it := &r.plan.Items[i]; it.kept != nil && it.Changes() {
+			brought[it.Path] = it
+		}
+	}
+	changed := map[string]*Change{}
+	for i := range r.j.Changes {
+		changed[r.j.Changes[i].Path] = &r.j.Changes[i]
 	}
 	for _, own := range then.Owned {
 		if own.First {
 			continue
 		}
-		if err := add(own, written[own.Path]); err != nil {
+		_, fi, err := locate(r.root, own.Path)
+		if err != nil {
 			return nil, err
 		}
+		if own.Kind == KindDir {
+			if fi != nil {
+				rec.Owned = append(rec.Owned, own)
+			}
+			continue
+		}
+		// Times tell a file that needs no reading; of one that is not known to be what
+		// the entry says they would hide that.
+		it, was := brought[own.Path], now.Find(own.Path)
+		switch {
+		case own.Kind != KindFile || fi == nil:
+		case it != nil && !it.unproven && fi.Mode().IsRegular():
+			fresh := Owned{Kind: KindFile}
+			fresh.stat(fi)
+			own.MTime, own.Inode = fresh.MTime, fresh.Inode
+		case it == nil && sameThing(was, &own):
+			own.MTime, own.Inode = was.MTime, was.Inode
+		}
+		if c := changed[own.Path]; c != nil && c.Adopted && own.Before == nil {
+			own.Before = c.Kept
+		}
+		rec.Owned = append(rec.Owned, own)
 	}
 	for _, own := range now.Owned {
-		// nodeprep itself, and directories that are not empty.
-		if own.First || own.Kind == KindDir && rec.Find(own.Path) == nil {
-			if err := add(own, false); err != nil {
-				return nil, err
-			}
+		_, fi, err := locate(r.root, own.Path)
+		if err != nil {
+			return nil, err
 		}
+		// nodeprep itself, and directories that others use.
+		if own.First || own.Kind == KindDir && fi != nil && rec.Find(own.Path) == nil {
+			rec.Owned = append(rec.Owned, own)
+		}
+	}
+	for _, p := range r.j.Dirs {
+		if rec.Find(p) != nil {
+			continue
+		}
+		fi, err := os.Lstat(r.abs(p))
+		if err != nil {
+			return nil, err
+		}
+		own := Owned{Path: p, Kind: KindDir}
+		own.stat(fi)
+		rec.Owned = append(rec.Owned, own)
 	}
 	return &rec, nil
 }

@@ -132,7 +132,7 @@ func (r *run) stage(ctx context.Context) error {
 			g.Go(func() error { return r.stageLink(it) })
 		case it.Action == Remove && it.own != nil && it.own.Before != nil:
 			syncs.Go(func() error { return r.stageBack(ctx, it.own, it.real) })
-		case it.Action == Remove:
+		case it.Action == Remove && it.real != "":
 			r.staging.removals = append(r.staging.removals, *it)
 		}
 	}
@@ -456,7 +456,10 @@ func (r *run) stageBack(ctx context.Context, own *Owned, real string) error {
 		return err
 	}
 	s.back = true
-	if err := r.copyKept(ctx, own.Before, s.temp, true); err != nil {
+	if err := r.untouched(own.Before); err != nil {
+		return fmt.Errorf("give back %s: %w", own.Path, err)
+	}
+	if err := r.copyKept(ctx, own.Before, s.temp, r.plan.verb != VerbUninstall); err != nil {
 		return fmt.Errorf("give back %s: %w", own.Path, err)
 	}
 	return nil
@@ -473,7 +476,10 @@ func (r *run) stageKept(ctx context.Context, it *Item) error {
 		return err
 	}
 	s.back = it.becomes == nil
-	if err := r.copyKept(ctx, it.kept, s.temp, true); err != nil {
+	if err := r.untouched(it.kept); err != nil {
+		return fmt.Errorf("bring back %s: %w", own.Path, err)
+	}
+	if err := r.copyKept(ctx, it.kept, s.temp, r.plan.verb != VerbUninstall); err != nil {
 		return fmt.Errorf("bring back %s: %w", own.Path, err)
 	}
 	if it.kept.Kind == KindLink || s.back || it.unproven {
@@ -628,6 +634,11 @@ func (r *run) outdated(ctx context.Context, own *Owned) (bool, error) {
 		return false, err
 	}
 	it.Reason = "the new release lacks it; it " + it.Reason
+	if it.kept != nil {
+		if err := r.stageKept(ctx, it); err != nil {
+			return false, err
+		}
+	}
 	if it.Action == Remove {
 		if own.Before != nil {
 			if err := r.stageBack(ctx, own, it.real); err != nil {
@@ -658,7 +669,8 @@ func (r *run) calm(component string) {
 	})
 }
 
-// unstage removes everything under staging names, also what an earlier process left.
+// unstage removes everything under staging names, also what an earlier process left. The
+// nearest directory above a file may be one that this run made for nodeprep's own.
 func (r *run) unstage() error {
 	for _, s := range r.staging.items {
 		if s.file != nil {
@@ -666,7 +678,7 @@ func (r *run) unstage() error {
 		}
 	}
 	var faults []error
-	for _, p := range r.j.Scratch {
+	for _, p := range slices.Concat(r.j.Scratch, r.j.SelfDirs, r.j.Made) {
 		dir, err := r.root.Locate(p)
 		if err != nil {
 			faults = append(faults, err)

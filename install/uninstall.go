@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/nodeprep/nodeprep/internal/daemon"
 	"github.com/nodeprep/nodeprep/internal/desired"
 	"github.com/nodeprep/nodeprep/internal/host"
 	"github.com/nodeprep/nodeprep/systemd"
@@ -26,8 +27,8 @@ type UninstallOptions struct {
 
 // uninstalling is what a plan has only for an uninstall.
 type uninstalling struct {
-	stopTasks bool
-	purge     []string
+	force, stopTasks bool
+	purge            []string
 }
 
 // savedEnding is what the name gets of something that was there before nodeprep, where a
@@ -46,6 +47,7 @@ func DiffUninstall(ctx context.Context, h *host.Host, receipt *Receipt, opt Diff
 		wanted: map[string]string{}, units: map[string]*unitCauses{},
 		plan: &Plan{verb: VerbUninstall, state: state, receipt: receipt, live: h.Root.Live() || opt.live, seen: map[string]fs.FileInfo{}},
 	}
+	d.plan.force = un.Force
 	d.plan.again = func(ctx context.Context, now *Receipt) (*Plan, error) { return DiffUninstall(ctx, h, now, opt, un) }
 	if receipt == nil {
 		return d.plan, nil
@@ -63,15 +65,6 @@ func DiffUninstall(ctx context.Context, h *host.Host, receipt *Receipt, opt Diff
 	if err := d.removals(); err != nil {
 		return nil, err
 	}
-	for i := range d.plan.Items {
-		it := &d.plan.Items[i]
-		if it.Action != Leave || it.own == nil || it.own.Before == nil {
-			continue
-		}
-		if err := d.save(it); err != nil {
-			return nil, err
-		}
-	}
 	for i := range receipt.Owned {
 		if own := &receipt.Owned[i]; own.First && own.Kind != KindDir {
 			it, err := d.removal(own, nil, nil)
@@ -79,8 +72,17 @@ func DiffUninstall(ctx context.Context, h *host.Host, receipt *Receipt, opt Diff
 				return nil, err
 			}
 			if it != nil {
-				it.first, it.Reason = true, "is nodeprep's own, and goes last"
+				if it.first = true; it.Action == Remove {
+					it.Reason = "is nodeprep's own, and goes last"
+				}
 				d.add(*it)
+			}
+		}
+	}
+	for i := range d.plan.Items {
+		if it := d.plan.Items[i]; it.Action == Leave && it.own != nil && it.own.Before != nil {
+			if err := d.save(&it); err != nil {
+				return nil, err
 			}
 		}
 	}
@@ -104,9 +106,12 @@ func (d *differ) save(it *Item) error {
 
 // dataDirs are containerd's root and state directories, as its config has them.
 func (d *differ) dataDirs() ([]string, error) {
-	content, err := d.root.ReadFile(d.receipt.Daemon.ConfigPath)
-	if err != nil && !isAbsent(err) {
-		return nil, err
+	var content []byte
+	if p := d.receipt.Daemon.ConfigPath; p != "" {
+		var err error
+		if content, err = d.root.ReadFile(p); err != nil && !isAbsent(err) {
+			return nil, fmt.Errorf("find containerd's data: %w", err)
+		}
 	}
 	facts, err := daemonFacts(content, d.receipt.Daemon.Version)
 	if err != nil {
@@ -118,11 +123,35 @@ func (d *differ) dataDirs() ([]string, error) {
 			return nil, fmt.Errorf("find containerd's data: %w", err)
 		}
 		if len(strings.Split(p, "/")) < 3 {
-			return nil, fmt.Errorf("purge %s: containerd's data shall be at the top of the root; remove it by hand", p)
+			return nil, fmt.Errorf("purge %s: that is at the top of the root, and may hold more than containerd's data; remove it by hand", p)
+		}
+		real, err := d.root.Resolve(p)
+		if err != nil {
+			return nil, err
+		}
+		for _, other := range append(d.places(), StateDir) {
+			at, err := d.root.Resolve(other)
+			if err != nil {
+				return nil, err
+			}
+			if strings.HasPrefix(at, real+"/") {
+				return nil, fmt.Errorf("purge %s: %s is in it, so that it holds more than containerd's data; remove that by hand", p, other)
+			}
 		}
 		out = append(out, p)
 	}
 	return out, nil
+}
+
+// places are the directories of what is ours.
+func (d *differ) places() []string {
+	var out []string
+	for i := range d.receipt.Owned {
+		if own := &d.receipt.Owned[i]; own.Kind != KindDir {
+			out = append(out, path.Dir(own.Path))
+		}
+	}
+	return out
 }
 
 // stop plans what becomes of the daemon: it stops while its unit is there, and starts
@@ -137,11 +166,13 @@ func (d *differ) stop(ctx context.Context, un UninstallOptions) error {
 		return err
 	}
 	unit := d.receipt.Find(unitDir + "/" + name)
-	if p.ActiveState != "inactive" && p.ActiveState != "failed" && unit != nil {
+	stop := p.ActiveState != "inactive" && p.ActiveState != "failed" && unit != nil
+	if stop {
 		d.add(Item{Action: Stop, Kind: KindUnit, Path: name, OldVersion: p.ActiveState, Reason: "is removed"})
-		if err := d.tasks(ctx, un); err != nil {
-			return err
-		}
+	}
+	// Also where the daemon is down: containers live without it.
+	if err := d.tasks(ctx, un, stop); err != nil {
+		return err
 	}
 	reload := slices.ContainsFunc(d.plan.Items, func(it Item) bool {
 		return it.Changes() && it.own != nil && (it.own.Effect == desired.EffectUnit || strings.HasPrefix(it.Path, unitDir+"/"))
@@ -155,31 +186,43 @@ func (d *differ) stop(ctx context.Context, un UninstallOptions) error {
 	return nil
 }
 
-// tasks refuses an uninstall under running tasks.
-func (d *differ) tasks(ctx context.Context, un UninstallOptions) error {
+// tasks refuses an uninstall under running tasks. A daemon that does not answer is no
+// excuse: shims show in proc(5).
+func (d *differ) tasks(ctx context.Context, un UninstallOptions, stop bool) error {
 	if d.opt.Daemon == nil {
 		return nil
 	}
-	tasks, err := d.opt.Daemon.Tasks(ctx, d.receipt.Daemon)
+	l, err := look(ctx, d.root, d.opt.Daemon, d.receipt.Daemon)
 	if err != nil {
-		if !un.Force {
-			d.add(Item{Action: Refuse, Kind: KindUnit, Path: d.receipt.Daemon.Unit, Reason: "whether containers run cannot be told: " + err.Error(), Hint: "--force goes on all the same"})
-		}
-		return nil
+		return err
 	}
-	if len(tasks) == 0 {
-		return nil
-	}
-	if un.Force {
+	it := Item{Action: Refuse, Kind: KindUnit, Path: d.receipt.Daemon.Unit}
+	switch {
+	case l.err == nil && un.Force && stop:
 		d.plan.stopTasks = true
 		return nil
+	case len(l.tasks) == 0:
+		return nil
+	case l.err == nil:
+		names := taskNames(ctx, d.opt.Daemon, d.receipt.Daemon, l.tasks)
+		it.Reason = fmt.Sprintf("%d %s under it: %s", len(names), plural(len(names), "task runs", "tasks run"), strings.Join(names, ", "))
+		it.Hint = "drain the node or stop them first; --force stops them"
+	default:
+		it.Reason = fmt.Sprintf("containerd does not answer (%v), and containers run all the same: %s", l.err, strings.Join(shims(l.tasks), ", "))
+		it.Hint = "start " + it.Path + " again and stop them, or reboot; --force goes on, and leaves them running with nobody to look after them"
 	}
-	names := taskNames(ctx, d.opt.Daemon, d.receipt.Daemon, tasks)
-	d.add(Item{
-		Action: Refuse, Kind: KindUnit, Path: d.receipt.Daemon.Unit, Reason: fmt.Sprintf("%d tasks run under it: %s", len(tasks), strings.Join(names, ", ")),
-		Hint: "drain the node or stop them first; --force stops them",
-	})
+	d.refuseOrWarn(un.Force, it)
 	return nil
+}
+
+// shims lists tasks of which no more is known than their shims.
+func shims(tasks []daemon.Task) []string {
+	var out []string
+	for _, t := range tasks {
+		out = append(out, fmt.Sprintf("%s/%s (shim %d)", t.Namespace, t.ID, t.Shim))
+	}
+	slices.Sort(out)
+	return out
 }
 
 // recordUninstall notes what is removed once there is no way back.
@@ -209,9 +252,21 @@ func (r *run) recordUninstall() error {
 		}
 	}
 	slices.Sort(r.j.Chain)
+	if len(r.plan.purge) > 0 {
+		// containerd makes these at its start, for people to fill (its opt plugin).
+		for _, p := range []string{"/opt/containerd/bin", "/opt/containerd/lib", "/opt/containerd"} {
+			real, fi, err := locate(r.root, p)
+			if err != nil {
+				return err
+			}
+			if fi != nil && fi.IsDir() {
+				r.j.Last = append(r.j.Last, r.shown(real))
+			}
+		}
+	}
 	for i := range r.plan.Items {
 		it := &r.plan.Items[i]
-		if !it.first || it.Action != Remove {
+		if !it.first || !it.Changes() {
 			continue
 		}
 		c := Change{Path: it.Path, Real: r.shown(it.real), Kept: it.own.Before}
@@ -266,6 +321,9 @@ func (r *run) finishUninstall(ctx context.Context) error {
 		}
 		gone, err := r.w.rmdirUnused(real)
 		faults = append(faults, err)
+		if !gone && err == nil && !slices.ContainsFunc(r.left, func(l string) bool { return strings.HasPrefix(l, p+"/") }) {
+			r.left = append(r.left, p+" stays: something else is in it")
+		}
 		if gone {
 			delete(r.dirty, real)
 			r.dirty[filepath.Dir(real)] = true
@@ -273,7 +331,9 @@ func (r *run) finishUninstall(ctx context.Context) error {
 	}
 	faults = append(faults, r.syncDirs())
 	if len(r.j.Self) > 0 && r.plan.live && r.opt.Services != nil {
-		faults = append(faults, r.opt.Services.Reload(ctx))
+		if err := r.opt.Services.Reload(ctx); err != nil {
+			r.left = append(r.left, fmt.Sprintf("systemd still knows %s, until it reads its units again: %v", systemd.RecoverUnitName, err))
+		}
 	}
 	if err := errors.Join(faults...); err != nil {
 		return err
@@ -282,10 +342,37 @@ func (r *run) finishUninstall(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if slices.Contains(r.j.Chain, r.shown(state)) {
+	others, err := r.strangers(state)
+	if err != nil {
+		return err
+	}
+	for _, p := range others {
+		r.left = append(r.left, r.shown(p)+" stays: nodeprep did not make it")
+	}
+	if len(others) == 0 && slices.Contains(r.j.Chain, r.shown(state)) {
 		return r.vanish(r.j.Chain)
 	}
-	return r.clearOut(state)
+	return r.clearOut(state, others)
+}
+
+// strangers lists what somebody else has put into nodeprep's own directory.
+func (r *run) strangers(state string) ([]string, error) {
+	entries, err := os.ReadDir(state)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, e := range entries {
+		name := e.Name()
+		switch name {
+		case "journal.json", "receipt.json", "result.json", "generations", "original", "cache":
+			continue
+		}
+		if !isStagingName(name, "journal.json") && !isStagingName(name, "receipt.json") {
+			out = append(out, filepath.Join(state, name))
+		}
+	}
+	return out, nil
 }
 
 // removeSelf removes one of nodeprep's own files, or gives back what stood there.

@@ -94,6 +94,14 @@ func (w *writer) symlink(target, path string) error {
 	return w.giveToRoot(path)
 }
 
+// lutime sets the time of a link itself, nanoseconds since 1970.
+func (w *writer) lutime(path string, mtime int64) error {
+	return w.do("utime", path, func() error {
+		t := unix.NsecToTimespec(mtime)
+		return unix.UtimesNanoAt(unix.AT_FDCWD, path, []unix.Timespec{t, t}, unix.AT_SYMLINK_NOFOLLOW)
+	})
+}
+
 // remove removes a file or a link, and is content when there is none.
 func (w *writer) remove(path string) error {
 	return w.do("remove", path, func() error {

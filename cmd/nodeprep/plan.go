@@ -322,6 +322,9 @@ func printItem(w io.Writer, c painter, it install.Item) {
 		line += c.dim(" [" + o + "]")
 	}
 	fmt.Fprintln(w, line)
+	if it.Action == install.Refuse && it.Hint != "" {
+		fmt.Fprintf(w, "    %s\n", it.Hint)
+	}
 	for _, d := range it.Details {
 		fmt.Fprintf(w, "    %s\n", d)
 	}

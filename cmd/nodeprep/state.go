@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 
@@ -97,7 +98,9 @@ func desiredState(spec *profiles.Spec, in *inputs) (desired.State, diag.List, er
 			Modules:     spec.Modules,
 			Sysctl:      spec.Sysctl,
 			Generations: spec.Generations,
-			Units:       []desired.Unit{{Name: systemd.UnitName, Enabled: true, Active: true, Origin: spec.Origin("systemd")}},
+			// containerd makes it, too, and nobody would remove it then.
+			Dirs:  []desired.Dir{{Path: path.Dir(render.ConflistPath), Mode: 0o755, Origin: spec.Origin("cni")}},
+			Units: []desired.Unit{{Name: systemd.UnitName, Enabled: true, Active: true, Origin: spec.Origin("systemd")}},
 			Daemon: desired.Daemon{
 				Version:     spec.Containerd.Version.String(),
 				Address:     spec.Containerd.Address,

@@ -19,7 +19,8 @@ func tools() []tool {
 		{"debootstrap", "debootstrap"},
 		{"mkfs.ext4", "e2fsprogs"},
 		{"dpkg-deb", "dpkg"},
-		{"wget", "wget"}, // debootstrap's downloader
+		{"wget", "wget"},     // debootstrap's downloader
+		{"strace", "strace"}, // install's proof that nothing but its writer changes a host
 	}
 }
 

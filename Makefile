@@ -14,8 +14,11 @@ build: ## the static binary, ./bin/nodeprep
 deps: ## what the machine tests need from the distribution's packages (root)
 	test/vm/deps.sh
 
+# Under the race detector -short takes strides through the crash matrix; the line after
+# that has every point.
 test: lint deps build ## everything but the long machine matrix; needs root for the machines
-	$(GO) test -race ./...
+	$(GO) test -race -short ./...
+	$(GO) test -timeout 20m ./install
 	cd test/oracle && $(GO) test -timeout 30m ./...
 	$(GO) test ./test/vm -count=1 -v -timeout 40m -vm=main
 

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
-	"github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
@@ -19,6 +18,10 @@ const (
 	// killWait is how long a killed task may take to be gone: its memory may be large,
 	// or its disk slow.
 	killWait = 30 * time.Second
+	// deleteWait is how long a task that has ended may take to be deleted, deleteAgain
+	// when that is tried again.
+	deleteWait  = 10 * time.Second
+	deleteAgain = 200 * time.Millisecond
 	// stopAtOnce bounds how many tasks are being stopped at a time.
 	stopAtOnce = 32
 )
@@ -112,16 +115,23 @@ func (d *Client) stop(ctx context.Context, t Task, grace time.Duration) error {
 			}
 		}
 	}
-	// A daemon that heard of the exit a moment ago may not have the task as stopped yet.
-	_, err := service.Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: t.ID})
-	if err = errgrpc.ToNative(err); err == nil || gone(err) {
-		return nil
-	}
-	if r, getErr := service.Get(ctx, &tasks.GetRequest{ContainerID: t.ID}); getErr == nil && r.Process != nil && r.Process.Status == task.Status_STOPPED {
-		_, err = service.Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: t.ID})
+	// A daemon that heard of the exit a moment ago may not have the task as stopped yet,
+	// and its CRI plugin deletes what ended as well: whoever is second finds the shim gone,
+	// and soon the task.
+	wait, cancel := context.WithTimeout(ctx, deleteWait)
+	defer cancel()
+	for {
+		_, err := service.Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: t.ID})
 		if err = errgrpc.ToNative(err); err == nil || gone(err) {
 			return nil
 		}
+		if _, getErr := service.Get(ctx, &tasks.GetRequest{ContainerID: t.ID}); getErr != nil && gone(errgrpc.ToNative(getErr)) {
+			return nil
+		}
+		select {
+		case <-time.After(deleteAgain):
+		case <-wait.Done():
+			return err
+		}
 	}
-	return err
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -95,9 +96,19 @@ func (k kubelet) imageNames(ctx context.Context) (any, error) {
 	return all, nil
 }
 
+// labels are what a kubelet puts on a pod and its containers, and some more, in pairs.
+func labels(pod string, more ...string) map[string]string {
+	all := map[string]string{"io.kubernetes.pod.name": pod, "io.kubernetes.pod.namespace": "default", "io.kubernetes.pod.uid": pod}
+	for pair := range slices.Chunk(more, 2) {
+		all[pair[0]] = pair[1]
+	}
+	return all
+}
+
 func (k kubelet) run(ctx context.Context, name, image string, command []string) (any, error) {
 	pod := &runtime.PodSandboxConfig{
 		Metadata: &runtime.PodSandboxMetadata{Name: name, Uid: name, Namespace: "default"},
+		Labels:   labels(name),
 		Hostname: name,
 		Linux:    &runtime.LinuxPodSandboxConfig{CgroupParent: slice},
 	}
@@ -122,6 +133,7 @@ func (k kubelet) run(ctx context.Context, name, image string, command []string) 
 		PodSandboxId: sandbox.PodSandboxId, SandboxConfig: pod,
 		Config: &runtime.ContainerConfig{
 			Metadata: &runtime.ContainerMetadata{Name: name},
+			Labels:   labels(name, "io.kubernetes.container.name", name),
 			Image:    &runtime.ImageSpec{Image: image},
 			Command:  command,
 		},

@@ -4,6 +4,8 @@
 //
 //	inguest tree [-times] [-skip PATH]... ROOT...  what is there, one a line
 //	inguest fill FOLDER                            waits for a new file there, then leaves no space
+//	inguest strike [-stage STAGE] [-after DURATION] [-signal KILL|TERM|INT|STOP] COMMAND...
+//	                                               a signal for nodeprep when its journal is there
 //	inguest cri SOCKET status                      what the CRI plugin says of itself, with its config
 //	inguest cri SOCKET images                      image references
 //	inguest cri SOCKET run NAME IMAGE CMD...       a pod with one container
@@ -30,7 +32,7 @@ func main() {
 	}
 }
 
-var errUsage = errors.New("usage: inguest tree, fill or cri, with arguments: see its source")
+var errUsage = errors.New("usage: inguest tree, fill, strike or cri, with arguments: see its source")
 
 func run(ctx context.Context, args []string) error {
 	if len(args) < 2 {
@@ -59,10 +61,20 @@ func run(ctx context.Context, args []string) error {
 		if err != nil || value == nil {
 			return err
 		}
-		out := json.NewEncoder(os.Stdout)
-		out.SetIndent("", "  ")
-		return out.Encode(value)
+		return print(value)
+	case "strike":
+		value, err := strike(ctx, args[1:])
+		if err != nil {
+			return err
+		}
+		return print(value)
 	default:
 		return errUsage
 	}
+}
+
+func print(value any) error {
+	out := json.NewEncoder(os.Stdout)
+	out.SetIndent("", "  ")
+	return out.Encode(value)
 }

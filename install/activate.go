@@ -3,6 +3,7 @@ package install
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nodeprep/nodeprep/internal/daemon"
 	"github.com/nodeprep/nodeprep/internal/desired"
 	"github.com/nodeprep/nodeprep/internal/diag"
 	"github.com/nodeprep/nodeprep/internal/host"
@@ -27,6 +29,13 @@ const (
 	undoTimeout   = 20 * time.Minute
 	// observeTimeout is how long a daemon that runs may take to say how it is.
 	observeTimeout = 15 * time.Second
+	// stopRounds is how often tasks are stopped that others start again.
+	stopRounds = 5
+	// shimTimeout is how long shims may take to end after their tasks.
+	shimTimeout  = 5 * time.Second
+	shimInterval = 50 * time.Millisecond
+
+	stopKubelet = "a kubelet may be starting them: stop it first (systemctl stop kubelet)"
 )
 
 // running holds for a unit whose processes a restart would replace.
@@ -61,11 +70,19 @@ func (r *run) activate(ctx context.Context) error {
 			r.touched.reloaded = true
 			err = r.opt.Services.Reload(ctx)
 		case Start:
-			r.touched.started = append(r.touched.started, it.Path)
-			err = r.opt.Services.Start(ctx, it.Path)
-			r.res.Started = r.touched.started
+			if err = r.issue(Start, it.Path); err == nil {
+				r.touched.started = append(r.touched.started, it.Path)
+				err = r.opt.Services.Start(ctx, it.Path)
+				r.res.Started = r.touched.started
+			}
+			if err == nil && slices.Contains(r.j.Stop, it.Path) {
+				err = r.startDependents(ctx)
+			}
 		case Restart:
 			if err = r.guarded(ctx, it.Path); err == nil {
+				err = r.issue(Restart, it.Path)
+			}
+			if err == nil {
 				r.touched.tried = append(r.touched.tried, it.Path)
 				err = r.opt.Services.Restart(ctx, it.Path)
 				r.res.Restarted = r.touched.tried
@@ -104,6 +121,46 @@ func (r *run) guarded(ctx context.Context, unit string) error {
 	return r.guard.check(ctx, unit)
 }
 
+// dependents are the active units that systemd stops along with others, in no order.
+func dependents(ctx context.Context, services Services, units ...string) ([]string, error) {
+	var out []string
+	known := slices.Clone(units)
+	for len(units) > 0 {
+		p, err := services.Properties(ctx, units[0])
+		if err != nil {
+			return nil, err
+		}
+		units = units[1:]
+		for _, u := range p.Dependents() {
+			if slices.Contains(known, u) {
+				continue
+			}
+			known, units = append(known, u), append(units, u)
+			q, err := services.Properties(ctx, u)
+			if err != nil {
+				return nil, err
+			}
+			if running(q) {
+				out = append(out, u)
+			}
+		}
+	}
+	return out, nil
+}
+
+// startDependents starts what systemd stopped along with a daemon that runs again.
+func (r *run) startDependents(ctx context.Context) error {
+	var faults []error
+	for _, u := range r.j.Dependents {
+		p, err := r.opt.Services.Properties(ctx, u)
+		if err == nil && !running(p) {
+			err = r.opt.Services.Start(ctx, u)
+		}
+		faults = append(faults, err)
+	}
+	return errors.Join(faults...)
+}
+
 // stopUnits stops what an uninstall takes away, while it is still there.
 func (r *run) stopUnits() error {
 	for _, u := range r.j.Stop {
@@ -112,8 +169,14 @@ func (r *run) stopUnits() error {
 		if err := r.noTasks(ctx); err != nil {
 			return err
 		}
+		if err := r.issue(Stop, u); err != nil {
+			return err
+		}
 		r.touched.stopped = append(r.touched.stopped, u)
 		if err := r.opt.Services.Stop(ctx, u); err != nil {
+			return err
+		}
+		if err := r.noShims(ctx, u); err != nil {
 			return err
 		}
 	}
@@ -123,11 +186,7 @@ func (r *run) stopUnits() error {
 // noTasks sees to it that nothing runs under a daemon that goes.
 func (r *run) noTasks(ctx context.Context) error {
 	if r.plan.stopTasks {
-		r.touched.ended = true
-		if err := r.opt.Daemon.StopTasks(ctx, r.plan.state.Daemon); err != nil {
-			return fmt.Errorf("stop tasks: %w", err)
-		}
-		return nil
+		return r.endTasks(ctx)
 	}
 	if r.plan.force || r.opt.Daemon == nil {
 		return nil
@@ -140,6 +199,58 @@ func (r *run) noTasks(ctx context.Context) error {
 		return fmt.Errorf("%d %s since the plan was made", len(l.tasks), plural(len(l.tasks), "task was started", "tasks were started"))
 	}
 	return nil
+}
+
+// endTasks stops tasks until there are none: a kubelet starts others in their place.
+func (r *run) endTasks(ctx context.Context) error {
+	r.j.Ended = true
+	if err := r.writeJournal(); err != nil {
+		r.j.Ended = false
+		return r.explain(err)
+	}
+	var tasks []daemon.Task
+	for range stopRounds {
+		if err := r.opt.Daemon.StopTasks(ctx, r.plan.state.Daemon); err != nil {
+			return fmt.Errorf("stop tasks: %w", err)
+		}
+		var err error
+		if tasks, err = r.opt.Daemon.Tasks(ctx, r.plan.state.Daemon); err != nil {
+			return fmt.Errorf("see whether tasks stopped: %w", err)
+		}
+		tasks = slices.DeleteFunc(tasks, func(t daemon.Task) bool { return t.Status == "stopped" })
+		if len(tasks) == 0 {
+			return nil
+		}
+	}
+	names := taskNames(ctx, r.opt.Daemon, r.plan.state.Daemon, tasks)
+	return fmt.Errorf("stop tasks: others were started in their place, %d times: %s; %s", stopRounds, strings.Join(names, ", "), stopKubelet)
+}
+
+// noShims looks for tasks that were started between the last look and the daemon's stop,
+// and would run on with nobody to look after them. The shims of tasks that were stopped
+// may take a moment to end.
+func (r *run) noShims(ctx context.Context, unit string) error {
+	if r.opt.Daemon == nil || r.plan.force && !r.plan.stopTasks {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, shimTimeout)
+	defer cancel()
+	tick := time.NewTicker(shimInterval)
+	defer tick.Stop()
+	for {
+		left, err := daemon.Shims(filepath.Join(r.root.Dir(), "proc"), r.plan.state.Daemon.Address)
+		if err != nil && !isAbsent(err) {
+			return err
+		}
+		if len(left) == 0 {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%s is stopped, and there %s still %s; %s", unit, plural(len(left), "is", "are"), strings.Join(shims(left), ", "), stopKubelet+", or end by hand a shim that was left over")
+		}
+	}
 }
 
 func (r *run) load(ctx context.Context, module string) error {
@@ -451,9 +562,6 @@ func (r *run) undo(ctx context.Context, phase Phase, cause error) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
 	err := r.phase(PhaseUndo, func() error { return r.revert(ctx, r.touched) })
-	if r.touched.ended {
-		r.left = append(r.left, "tasks that were stopped stay stopped")
-	}
 	if err == nil {
 		return &RevertedError{Phase: phase, Err: cause, Warnings: r.left}
 	}
@@ -476,6 +584,9 @@ func (r *run) stranded(phase Phase, cause, undo error) error {
 	}
 	if fi, err := r.root.Lstat(JournalPath); err == nil && fi != nil {
 		e.Journal = JournalPath
+	}
+	if !r.plan.live {
+		e.Root = r.root.Dir()
 	}
 	return e
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -54,6 +53,8 @@ type Services interface {
 	Start(ctx context.Context, unit string) error
 	Restart(ctx context.Context, unit string) error
 	Stop(ctx context.Context, unit string) error
+	// StartNoWait asks for a start and does not wait for it.
+	StartNoWait(ctx context.Context, unit string) error
 	// ResetFailed forgets that a unit failed, also one that is not known any more.
 	ResetFailed(ctx context.Context, unit string) error
 }
@@ -168,31 +169,55 @@ func (e *RevertedError) Error() string {
 // Unwrap is the failure.
 func (e *RevertedError) Unwrap() error { return e.Err }
 
-// StrandedError is a failure after which the host could not be brought back.
+// StrandedError is a failure after which the host could not be brought back; or, of an
+// uninstall past its point of no return, one after which it is neither as before nor done.
 type StrandedError struct {
 	Phase Phase
 	Err   error // what failed first
-	Undo  error // what failed when putting things back
+	Undo  error // what failed when putting things back; nil when that was not to be done
 	// Places say what is where.
 	Places []string
 	// Journal is the journal's path where it is still needed; "" where every file is back.
 	Journal string
+	// Root is the root that it is under; "" for the running system.
+	Root string
+}
+
+// remedy is what to do about it.
+func (e *StrandedError) remedy(does string) string {
+	command := "nodeprep recover"
+	if e.Root != "" {
+		command += " --root " + e.Root
+	}
+	return fmt.Sprintf("\nwhen the cause is gone, %q %s; nodeprep changes nothing else here before that (%s)", command, does, e.Journal)
 }
 
 // Error has both faults, and what is where, one line each.
 func (e *StrandedError) Error() string {
+	if e.Undo == nil {
+		msg := fmt.Sprintf("%s: uninstalled, but for what could not be removed: %v", e.Phase, e.Err)
+		if e.Journal != "" {
+			return msg + e.remedy("removes the rest")
+		}
+		return msg + "\nnodeprep itself is gone: remove by hand what is left of that"
+	}
 	msg := fmt.Sprintf("%s: %v\nthe host could not be brought back: %v", e.Phase, e.Err, e.Undo)
 	for _, p := range e.Places {
 		msg += "\n  " + p
 	}
 	if e.Journal != "" {
-		msg += "\nwhen the cause is gone, \"nodeprep recover\" brings them back; nodeprep changes nothing else here before that (" + e.Journal + ")"
+		msg += e.remedy("brings them back")
 	}
 	return msg
 }
 
-// Unwrap is both faults.
-func (e *StrandedError) Unwrap() []error { return []error{e.Err, e.Undo} }
+// Unwrap is the faults.
+func (e *StrandedError) Unwrap() []error {
+	if e.Undo == nil {
+		return []error{e.Err}
+	}
+	return []error{e.Err, e.Undo}
+}
 
 // run is one Apply.
 type run struct {
@@ -229,7 +254,8 @@ type run struct {
 // Apply carries a plan out as one transaction. A plan that is empty does nothing at
 // all; one that refuses something gives *NotOwnedError. When ctx ends before the
 // commit, or anything fails there, nothing of ours is left; afterwards everything is
-// put back and the error is *RevertedError, or *StrandedError if that failed too.
+// put back and the error is *RevertedError, or *StrandedError if that failed too. An
+// uninstall that cannot remove everything gives *StrandedError beside its result.
 func Apply(ctx context.Context, h *host.Host, plan *Plan, opt ApplyOptions) (*Result, error) {
 	r := newRun(h, plan, opt)
 	if plan.Empty() {
@@ -265,15 +291,20 @@ func Apply(ctx context.Context, h *host.Host, plan *Plan, opt ApplyOptions) (*Re
 			r.guard.close()
 		}
 	}()
-	err = r.phase(PhaseStage, func() error { return r.stage(ctx) })
+	at := PhaseStage
+	err = r.phase(at, func() error { return r.stage(ctx) })
 	if err == nil {
-		err = r.phase(PhaseValidate, func() error { return r.validate(ctx) })
+		at = PhaseValidate
+		err = r.phase(at, func() error { return r.validate(ctx) })
 	}
 	if err == nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
 	if err != nil {
-		return nil, errors.Join(err, r.abandon(ctx))
+		if undo := r.abandon(ctx); undo != nil {
+			return nil, r.stranded(at, err, undo)
+		}
+		return nil, err
 	}
 	r.observe(ctx)
 	for _, p := range []struct {
@@ -291,6 +322,9 @@ func Apply(ctx context.Context, h *host.Host, plan *Plan, opt ApplyOptions) (*Re
 	}
 	// What fails now is not undone any more, and done by the next run.
 	if err := r.finishAll(ctx); err != nil {
+		if r.j.Verb == VerbUninstall {
+			return r.res, r.unfinished(PhaseSettle, err)
+		}
 		r.res.Warnings.Warnf(diag.Origin{File: JournalPath}, "run nodeprep recover", "the run is done, but not tidied up: %v", err)
 	}
 	return r.res, nil
@@ -342,7 +376,8 @@ func (r *run) progress(name string, done, total int64) {
 // what it was made for any more: what stood in its way may have been half of another run.
 func (r *run) refresh(ctx context.Context) error {
 	recovered, err := recoverLocked(ctx, r.h, RecoverOptions{
-		Services: r.opt.Services, Daemon: r.opt.Daemon, Observer: r.opt.Observer, Version: r.opt.Version, live: r.opt.live, writer: r.opt.writer,
+		Services: r.opt.Services, Daemon: r.opt.Daemon, Observer: r.opt.Observer, Version: r.opt.Version,
+		WithRunningPods: r.opt.WithRunningPods, live: r.opt.live, writer: r.opt.writer,
 	})
 	if err != nil {
 		return err

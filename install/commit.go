@@ -1,6 +1,7 @@
 package install
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -170,7 +171,11 @@ func (r *run) recordServices() error {
 			r.j.Settings = append(r.j.Settings, Setting{it.Path, strings.TrimSpace(string(now))})
 		}
 	}
-	return nil
+	var err error
+	if units := slices.Concat(r.j.Stop, r.j.Restart); len(units) > 0 {
+		r.j.Dependents, err = dependents(context.Background(), r.opt.Services, units...)
+	}
+	return err
 }
 
 func sameStat(a, b fs.FileInfo) bool {
@@ -353,19 +358,52 @@ func device(p string) uint64 {
 	return uint64(st.Dev)
 }
 
-// copyFile copies content, owner, mode and time, durably; when it fails there is no
-// copy.
+// openRegular opens a file, and nothing else that may stand in its place: a root may be
+// somebody else's image, with a link, a device or a fifo there. More than the size that
+// it has now need not be read.
+func openRegular(real string) (f *os.File, size int64, err error) {
+	if f, err = os.OpenFile(real, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0); err != nil {
+		return nil, 0, err
+	}
+	fi, err := f.Stat()
+	if err == nil && !fi.Mode().IsRegular() {
+		err = &fs.PathError{Op: "read", Path: real, Err: fmt.Errorf("it is %s", typeName(fi.Mode()))}
+	}
+	if err != nil {
+		f.Close()
+		return nil, 0, err
+	}
+	return f, fi.Size(), nil
+}
+
+// readRegular reads a file, and nothing else.
+func readRegular(real string) ([]byte, error) {
+	f, size, err := openRegular(real)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, size))
+}
+
+// copyFile copies content, owner, mode, time and extended attributes, durably; when it
+// fails there is no copy.
 func (r *run) copyFile(ctx context.Context, from, to string, k *Kept) error {
-	in, err := os.OpenFile(from, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+	in, size, err := openRegular(from)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
+	if size != k.Size {
+		return fmt.Errorf("copy %s: it has %d bytes, and had %d", r.shown(from), size, k.Size)
+	}
 	out, err := r.w.create(ctx, to, newHash("", false))
 	if err != nil {
 		return err
 	}
-	if _, err = io.Copy(struct{ io.Writer }{out}, in); err != nil {
+	out.attributes = attributes(in)
+	if n, copied := io.Copy(struct{ io.Writer }{out}, io.LimitReader(in, size)); copied != nil || n != size {
+		err = cmp.Or(copied, io.ErrUnexpectedEOF)
 		out.abandon()
 	} else {
 		var o *owner

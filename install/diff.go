@@ -371,7 +371,7 @@ func (d *differ) file(f *desired.File) error {
 	it.Action = Update
 	keys := []string{"content"}
 	if fi.Mode().IsRegular() {
-		old, err := os.ReadFile(real)
+		old, err := readRegular(real)
 		if err != nil {
 			return fmt.Errorf("read %s: %w", f.Path, err)
 		}
@@ -715,7 +715,7 @@ func (d *differ) removal(own *Owned, needed, gone map[string]bool) (*Item, error
 	d.plan.seen[real] = fi
 	it.Secret = own.Salted || own.Component == "" && private(fi)
 	if own.Kind == KindFile && own.Component == "" && !it.Secret {
-		if it.Old, err = os.ReadFile(real); err != nil {
+		if it.Old, err = readRegular(real); err != nil {
 			return nil, err
 		}
 	}

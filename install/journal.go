@@ -74,8 +74,10 @@ type Journal struct {
 
 	// Made are the directories made to hold the journal, outermost first.
 	Made []string `json:"made,omitempty"`
-	// Scratch are the directories in which staging names of this run may stand.
+	// Scratch are the directories in which staging names of this run may stand, Mounts
+	// the mount points below the root that they are under.
 	Scratch []string `json:"scratch,omitempty"`
+	Mounts  []string `json:"mounts,omitempty"`
 	// Tops are the directories that keep what is replaced: StateDir, and keptDir at the
 	// top of other filesystems.
 	Tops []string `json:"tops,omitempty"`
@@ -98,13 +100,25 @@ type Journal struct {
 	Start   []string `json:"start,omitempty"`
 	Restart []string `json:"restart,omitempty"`
 	Failed  []string `json:"failed,omitempty"`
+	// Dependents are units that were active and that systemd stops along with one of Stop
+	// or Restart, unless that is one job.
+	Dependents []string `json:"dependents,omitempty"`
+	// Issued are those of Stop, Start and Restart that systemd was told, or was just about
+	// to be, such as "restart containerd.service": nothing else must be taken back.
+	Issued []string `json:"issued,omitempty"`
+	// Ended says that tasks were stopped for good, or were just about to be.
+	Ended bool `json:"ended,omitempty"`
 	// Settings are kernel settings as they were.
 	Settings []Setting `json:"settings,omitempty"`
 	// Back says of a revert that files and units are as before again, so that nothing
 	// must be stopped any more: the unit of before may kill containers with the daemon.
 	Back bool `json:"back,omitempty"`
+	// Stays are units that a revert does not stop, since that would kill containers.
+	Stays []string `json:"stays,omitempty"`
 	// Was is what the daemon was found to be; nil if it was not asked or did not answer.
-	Was *desired.Daemon `json:"was,omitempty"`
+	// Daemon is what it is to be.
+	Was    *desired.Daemon `json:"was,omitempty"`
+	Daemon desired.Daemon  `json:"daemon,omitzero"`
 
 	// Purge are directories that uninstall removes with all that is in them. Last are
 	// directories that it removes at the end if they are empty, innermost first.
@@ -197,6 +211,9 @@ func (j *Journal) check() error {
 	if len(j.ID) != 16 || strings.Trim(j.ID, "0123456789abcdef") != "" {
 		faults = append(faults, fmt.Errorf("%q is no run's ID", j.ID))
 	}
+	if !slices.Contains([]stageOfRun{intended, recorded, activating, reverted, settled}, j.Stage) {
+		faults = append(faults, fmt.Errorf("%q is no stage of a run", j.Stage))
+	}
 	for _, c := range slices.Concat(j.Self, j.Changes) {
 		faults = append(faults, checkPath(c.Path), checkPath(c.Real), c.Kept.check())
 		if c.Staged != "" {
@@ -212,7 +229,7 @@ func (j *Journal) check() error {
 	for _, d := range j.Drop {
 		faults = append(faults, checkPath(d.Path))
 	}
-	for _, p := range slices.Concat(j.Made, j.Dirs, j.SelfDirs, j.Last, j.Purge, j.Chain) {
+	for _, p := range slices.Concat(j.Made, j.Mounts, j.Dirs, j.SelfDirs, j.Last, j.Purge, j.Chain) {
 		faults = append(faults, checkPath(p))
 	}
 	for _, p := range j.Scratch {
@@ -284,7 +301,7 @@ func bootID(root *host.Root) string {
 func (r *run) begin() error {
 	r.j = Journal{
 		Format: journalFormat, ID: r.id, Verb: r.plan.verb, Stage: intended, Nodeprep: r.opt.Version, Time: r.h.Now().UTC(),
-		From: r.plan.receipt.generation(), To: r.plan.receipt.generation(),
+		From: r.plan.receipt.generation(), To: r.plan.receipt.generation(), Daemon: r.plan.state.Daemon,
 	}
 	if r.plan.live {
 		r.j.Boot = bootID(r.root)
@@ -355,7 +372,46 @@ func (r *run) places() error {
 	}
 	r.j.Scratch = sortedKeys(scratch)
 	slices.Sort(r.j.Tops)
+	mounts, err := mountPoints()
+	if err != nil {
+		return err
+	}
+	for _, at := range sortedKeys(mounts) {
+		if p := r.shown(at); strings.HasPrefix(at, strings.TrimSuffix(r.root.Dir(), "/")+"/") && at != r.root.Dir() &&
+			slices.ContainsFunc(r.j.Scratch, func(dir string) bool { return dir == p || strings.HasPrefix(dir, p+"/") }) {
+			r.j.Mounts = append(r.j.Mounts, p)
+		}
+	}
 	return nil
+}
+
+// mounted refuses to go on where something that the run had to do with is out of sight:
+// what is missing there would look as if it had been put back already.
+func (j *Journal) mounted(root *host.Root) error {
+	mounts, err := mountPoints()
+	if err != nil {
+		return err
+	}
+	var faults []error
+	for _, p := range j.Mounts {
+		if !mounts[filepath.Join(root.Dir(), p)] {
+			faults = append(faults, fmt.Errorf("%s is not mounted, and was when the run began; mount what was there", p))
+		}
+	}
+	gone := slices.Concat(j.Dirs, j.SelfDirs, j.Made, j.Last, j.Chain)
+	for _, d := range j.Drop {
+		gone = append(gone, d.Path)
+	}
+	for _, p := range j.Scratch {
+		fi, err := lstat(filepath.Join(root.Dir(), p))
+		purged := slices.ContainsFunc(j.Purge, func(dir string) bool { return p == dir || strings.HasPrefix(p, dir+"/") })
+		if err != nil {
+			faults = append(faults, err)
+		} else if fi == nil && !purged && !slices.Contains(gone, p) {
+			faults = append(faults, fmt.Errorf("%s is not there: is its filesystem mounted?", p))
+		}
+	}
+	return errors.Join(faults...)
 }
 
 func (r *run) addTop(p string) {
@@ -438,6 +494,21 @@ func (r *run) enter(stage stageOfRun) error {
 		r.j.Stage = was
 	}
 	return r.explain(err)
+}
+
+// issue notes durably what systemd is told next: only that is taken back by a revert.
+func (r *run) issue(do Action, unit string) error {
+	r.j.Issued = append(r.j.Issued, fmt.Sprint(do, " ", unit))
+	err := r.writeJournal()
+	if err != nil {
+		r.j.Issued = r.j.Issued[:len(r.j.Issued)-1]
+	}
+	return r.explain(err)
+}
+
+// issued are those of units that systemd was told to do something about.
+func (j *Journal) issued(do Action, units []string) []string {
+	return slices.DeleteFunc(slices.Clone(units), func(u string) bool { return !slices.Contains(j.Issued, fmt.Sprint(do, " ", u)) })
 }
 
 // ownTemp is the staging name of something of nodeprep's own; Recover finds it
@@ -625,7 +696,7 @@ func (r *run) vanish(chain []string) error {
 			return err
 		}
 		if len(entries) != 1 || filepath.Join(dir, entries[0].Name()) != top {
-			r.left = append(r.left, r.shown(dir)+" stays: something else was put there meanwhile")
+			r.left = append(r.left, r.shown(dir)+" stays: it is not empty")
 			break
 		}
 		top = dir
@@ -654,28 +725,28 @@ func (r *run) vanish(chain []string) error {
 
 // clearOut removes what is in a directory but for some, the journal last.
 func (r *run) clearOut(dir string, but []string) error {
+	journal := filepath.Join(dir, "journal.json")
+	if err := r.empty(dir, append(but, journal)); err != nil {
+		return err
+	}
+	if err := r.w.remove(journal); err != nil {
+		return err
+	}
+	return r.w.sync(dir)
+}
+
+// empty removes what is in a directory but for some.
+func (r *run) empty(dir string, but []string) error {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return err
 	}
-	last := ""
+	var faults []error
 	for _, e := range entries {
-		p := filepath.Join(dir, e.Name())
-		if e.Name() == "journal.json" {
-			last = p
-			continue
-		}
-		if slices.Contains(but, p) {
-			continue
-		}
-		if err := r.w.removeTree(p); err != nil {
-			return err
+		if p := filepath.Join(dir, e.Name()); !slices.Contains(but, p) {
+			faults = append(faults, r.w.removeTree(p))
+			r.dirty[dir] = true
 		}
 	}
-	if last != "" {
-		if err := r.w.remove(last); err != nil {
-			return err
-		}
-	}
-	return r.w.sync(dir)
+	return errors.Join(faults...)
 }

@@ -2,16 +2,21 @@ package install
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/nodeprep/nodeprep/internal/host"
 )
+
+// lockTimeout is how long recovery at boot waits for the lock.
+const lockTimeout = time.Minute
 
 // LockedError says that another nodeprep works on the same root.
 type LockedError struct {
@@ -51,17 +56,60 @@ func Lock(root *host.Root) (unlock func(), err error) {
 		}
 	}
 	if err == nil {
-		return func() {
-			// Closing would not do while a program that is being started has a copy.
-			_ = unix.Flock(int(dir.Fd()), unix.LOCK_UN)
-			dir.Close()
-		}, nil
+		return unlocker(dir), nil
 	}
 	defer dir.Close()
 	if !errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, fmt.Errorf("lock %s: %w", root.Dir(), err)
 	}
 	return nil, &LockedError{Root: root.Dir(), PID: pid, Command: command}
+}
+
+// lockAtBoot is Lock for a unit that nobody runs again: it waits for whoever is at work, or,
+// as any user may take such a lock, in the way.
+func lockAtBoot(ctx context.Context, root *host.Root) (unlock func(), err error) {
+	unlock, err = Lock(root)
+	taken, isTaken := errors.AsType[*LockedError](err)
+	if !isTaken {
+		return unlock, err
+	}
+	dir, err := os.Open(root.Dir())
+	if err != nil {
+		return nil, fmt.Errorf("lock root: %w", err)
+	}
+	// flock(2) waits for ever. When time is up before it, closing takes back what it gets.
+	got, late := make(chan error), make(chan struct{})
+	go func() {
+		err := unix.Flock(int(dir.Fd()), unix.LOCK_EX)
+		for errors.Is(err, unix.EINTR) {
+			err = unix.Flock(int(dir.Fd()), unix.LOCK_EX)
+		}
+		select {
+		case got <- err:
+		case <-late:
+			dir.Close()
+		}
+	}()
+	select {
+	case err = <-got:
+	case <-ctx.Done():
+		close(late)
+		return nil, taken
+	}
+	if err != nil {
+		dir.Close()
+		return nil, fmt.Errorf("lock %s: %w", root.Dir(), err)
+	}
+	return unlocker(dir), nil
+}
+
+// unlocker gives a lock back. Closing would not do while a program that is being started
+// has a copy.
+func unlocker(dir *os.File) func() {
+	return func() {
+		_ = unix.Flock(int(dir.Fd()), unix.LOCK_UN)
+		dir.Close()
+	}
 }
 
 // Working tells who works on a root now, nil where nobody does or the kernel does not

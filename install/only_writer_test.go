@@ -17,19 +17,20 @@ import (
 // makes them. One that begins with "?" need not exist on every architecture.
 func changing() map[string][]string {
 	return map[string][]string{
-		"create":  {"?open", "openat", "?openat2", "?creat"},
-		"set":     {"openat", "write"},
-		"write":   {"write", "?pwrite64", "?writev", "?pwritev", "?pwritev2"},
-		"mkdir":   {"?mkdir", "mkdirat"},
-		"chmod":   {"?chmod", "fchmod", "fchmodat", "?fchmodat2"},
-		"chown":   {"?chown", "?lchown", "fchown", "fchownat"},
-		"rename":  {"?rename", "renameat", "?renameat2"},
-		"link":    {"?link", "linkat"},
-		"symlink": {"?symlink", "symlinkat"},
-		"remove":  {"?unlink", "unlinkat"},
-		"rmdir":   {"?rmdir", "unlinkat"},
-		"utime":   {"?utime", "?utimes", "?futimesat", "utimensat"},
-		"never": {"truncate", "ftruncate", "fallocate", "?mknod", "mknodat", "setxattr", "lsetxattr", "fsetxattr", "removexattr", "lremovexattr",
+		"create":   {"?open", "openat", "?openat2", "?creat"},
+		"set":      {"openat", "write"},
+		"write":    {"write", "?pwrite64", "?writev", "?pwritev", "?pwritev2"},
+		"mkdir":    {"?mkdir", "mkdirat"},
+		"chmod":    {"?chmod", "fchmod", "fchmodat", "?fchmodat2"},
+		"chown":    {"?chown", "?lchown", "fchown", "fchownat"},
+		"rename":   {"?rename", "renameat", "?renameat2"},
+		"link":     {"?link", "linkat"},
+		"symlink":  {"?symlink", "symlinkat"},
+		"remove":   {"?unlink", "unlinkat"},
+		"rmdir":    {"?rmdir", "unlinkat"},
+		"setxattr": {"fsetxattr"},
+		"utime":    {"?utime", "?utimes", "?futimesat", "utimensat"},
+		"never": {"truncate", "ftruncate", "fallocate", "?mknod", "mknodat", "setxattr", "lsetxattr", "removexattr", "lremovexattr",
 			"fremovexattr", "copy_file_range", "sendfile", "splice", "ioctl", "mount", "umount2", "io_uring_setup"},
 	}
 }

@@ -289,13 +289,13 @@ func digest(salt string, salted bool, content []byte) string {
 // digestFile is digest for a file's content. It refuses anything but a regular
 // file: a fifo would hang it.
 func digestFile(real, salt string, salted bool) (string, error) {
-	f, err := os.OpenFile(real, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	f, size, err := openRegular(real)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
 	h := newHash(salt, salted)
-	if _, err := io.Copy(h, f); err != nil {
+	if _, err := io.Copy(h, io.LimitReader(f, size)); err != nil {
 		return "", err
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil

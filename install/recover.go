@@ -1,6 +1,7 @@
 package install
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,6 +35,11 @@ type RecoverOptions struct {
 	Observer Observer
 	// Version is nodeprep's own.
 	Version string
+	// WithRunningPods goes on where reverting would take a daemon from under containers.
+	WithRunningPods bool
+	// Boot says that the machine is starting and waits for this: nothing that the run
+	// started runs any more, and no start must be waited for.
+	Boot bool
 
 	live   bool
 	writer *writer
@@ -58,7 +64,15 @@ type Recovered struct {
 // It fails with *LockedError while the run is going on, and with *StrandedError when
 // the host cannot be brought back; the journal stays then.
 func Recover(ctx context.Context, h *host.Host, opt RecoverOptions) (*Recovered, error) {
-	unlock, err := Lock(h.Root)
+	lock := Lock
+	if opt.Boot {
+		lock = func(root *host.Root) (func(), error) {
+			ctx, cancel := context.WithTimeout(ctx, lockTimeout)
+			defer cancel()
+			return lockAtBoot(ctx, root)
+		}
+	}
+	unlock, err := lock(h.Root)
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +101,27 @@ func recoverLocked(ctx context.Context, h *host.Host, opt RecoverOptions) (*Reco
 	if err := j.within(h.Root); err != nil {
 		return nil, fmt.Errorf("read %s: %w", JournalPath, err)
 	}
+	if err := j.mounted(h.Root); err != nil {
+		return nil, fmt.Errorf("recover: %w", err)
+	}
+	if _, err := h.Root.Lstat("/run/systemd/system"); err == nil && plan.live && opt.Services == nil { // sd_booted(3)
+		return nil, errors.New("recover: systemd runs here and there is no connection to it, so that what the run did to services cannot be taken back")
+	}
 	r.j, r.id, r.began = *j, j.ID, true
+	was := r.laterTouched(opt.Boot)
+	if j.Stage != settled && receipt.id() != j.ID {
+		why, err := r.taken(ctx, was)
+		if err != nil {
+			return nil, fmt.Errorf("recover: %w", err)
+		}
+		if why != "" && !opt.WithRunningPods {
+			return nil, fmt.Errorf("recover: the %s of %s is not reverted: %s; drain the node and remove its pods first, or allow it: nodeprep recover --with-running-pods",
+				j.Verb, j.Time.UTC().Format("2006-01-02 15:04 MST"), why)
+		}
+		if why != "" {
+			r.left = append(r.left, why)
+		}
+	}
 	// The run that is undone here goes on under its own staging names.
 	if err := r.sweep(); err != nil {
 		return nil, fmt.Errorf("recover: %w", err)
@@ -98,128 +132,207 @@ func recoverLocked(ctx context.Context, h *host.Host, opt RecoverOptions) (*Reco
 	switch {
 	case j.Stage == settled:
 		out.Outcome = WasFinished
-		err = r.phase(PhaseRecover, func() error { return r.finishUninstall(ctx) })
+		if err = r.phase(PhaseRecover, func() error { return r.finishUninstall(ctx) }); err != nil {
+			err = r.unfinished(PhaseRecover, err)
+		}
 		out.Generation = 0
 	case receipt.id() == j.ID:
 		out.Outcome = WasFinished
 		plan.state.Generations = receipt.Generations
-		err = r.phase(PhaseRecover, r.finishRun)
+		if err = r.phase(PhaseRecover, r.finishRun); err != nil {
+			err = fmt.Errorf("recover: %w", err)
+		}
 	default:
 		out.Outcome = WasReverted
-		was := r.laterTouched()
 		if err := r.phase(PhaseRecover, func() error { return r.revert(ctx, was) }); err != nil {
 			return out, r.stranded(PhaseRecover, fmt.Errorf("nodeprep %s was interrupted at stage %q", j.Verb, j.Stage), err)
 		}
-		out.Restarted = was.tried
+		out.Restarted = slices.DeleteFunc(was.tried, func(u string) bool { return slices.Contains(r.j.Stays, u) })
 	}
 	for _, l := range r.left {
 		out.Warnings.Warnf(diag.Origin{}, "", "%s", l)
 	}
-	if err != nil {
-		return out, fmt.Errorf("recover: %w", err)
-	}
-	return out, nil
+	return out, err
 }
 
 // touched is what a run did to the running system.
 type touched struct {
 	// tried are units that ran and were restarted, started those that were down, stopped
-	// those that the run stopped for good; each of them also when it was only tried.
+	// those that the run stopped for good; each of them also when it was only tried, and
+	// none of which systemd was never told.
 	tried, started, stopped []string
 	reloaded                bool
 	// settings were written.
 	settings []Setting
-	// ended: tasks were stopped, for good.
-	ended bool
-	// rebooted: systemd and the kernel read what the run had made, at boot.
+	// rebooted: systemd and the kernel read what the run had made, at boot; ran are units
+	// that ran before it, and that systemd may not have found when it looked what to start.
 	rebooted bool
-	// unread: the run may have ended before systemd read the units that it had put in place.
-	unread bool
+	ran      []string
 	// back: an earlier revert had put files and units back, and began to start them.
 	back bool
 }
 
 // laterTouched is what an interrupted run may have touched, as its journal tells.
-func (r *run) laterTouched() touched {
+func (r *run) laterTouched(boot bool) touched {
 	j := &r.j
 	if !r.plan.live || r.opt.Services == nil {
 		return touched{}
 	}
-	if j.Boot != bootID(r.root) {
-		return touched{rebooted: true, reloaded: len(j.Self) > 0 || j.Reload}
+	if boot || j.Boot != bootID(r.root) {
+		return touched{rebooted: true, reloaded: len(j.Self) > 0 || j.Reload, ran: slices.Concat(j.Stop, j.Restart, j.Dependents)}
 	}
 	if j.Stage != activating && j.Stage != reverted {
 		return touched{}
 	}
 	return touched{
-		tried: j.Restart, started: j.Start, stopped: j.Stop, reloaded: j.Reload, settings: j.Settings,
-		unread: j.Reload && !j.Back, back: j.Back,
+		tried: j.issued(Restart, j.Restart), started: j.issued(Start, j.Start), stopped: j.issued(Stop, j.Stop),
+		reloaded: j.Reload, settings: j.Settings, back: j.Back,
 	}
+}
+
+// before is the daemon that a revert brings back, as far as that is known.
+func (r *run) before() desired.Daemon {
+	if r.plan.receipt != nil {
+		return r.plan.receipt.Daemon
+	}
+	return r.j.Daemon
+}
+
+// taken says how a revert would take a daemon that works from under containers: its
+// run was interrupted long ago, perhaps, and others have used it since.
+func (r *run) taken(ctx context.Context, was touched) (string, error) {
+	unit := cmp.Or(r.j.Daemon.Unit, defaultUnit)
+	started := slices.Contains(was.started, unit)
+	if r.opt.Daemon == nil || was.back || !started && !slices.Contains(was.tried, unit) {
+		return "", nil
+	}
+	p, err := r.opt.Services.Properties(ctx, unit)
+	if err != nil || !running(p) {
+		return "", err
+	}
+	old := r.before()
+	l, err := look(ctx, r.root, r.opt.Daemon, r.j.Daemon, old.Address)
+	if err != nil {
+		return "", err
+	}
+	if started && !slices.Contains(was.stopped, unit) && len(l.tasks) > 0 {
+		return fmt.Sprintf("%s was down before, runs now and would be stopped, and %s run under it", unit, l.describe(l.tasks)), nil
+	}
+	return downgrade(r.j.Daemon.Version, old.Version, r.j.Time, l.containers), nil
 }
 
 // revert puts everything back that the journal tells of, and proves that what ran
 // before runs again. It may have been begun before, and it may be that only a part of
-// what the journal tells of was done.
+// what the journal tells of was done. Only what services do wrong lets the journal end:
+// with it goes all that is known of what is not back.
 func (r *run) revert(ctx context.Context, was touched) error {
-	var faults []error
-	note := func(err error) {
+	var faults, files []error
+	note := func(list *[]error, err error) {
 		if err != nil {
-			faults = append(faults, err)
+			*list = append(*list, err)
 		}
+	}
+	if r.j.Ended {
+		r.left = append(r.left, "tasks that were stopped stay stopped")
+	}
+	for _, u := range r.j.Stays {
+		r.left = append(r.left, goesOn(u)+": a stop would have killed containers")
 	}
 	if r.j.Stage == reverted {
 		return r.cleanUp()
 	}
+	if r.guard != nil {
+		r.guard.close()
+	}
+	r.guard = newGuard(r.h, r.opt.DiffOptions, r.before(), r.j.Daemon.Address)
+	defer r.guard.close()
 	// A daemon that was down before stops while its unit is still known; and one that is
 	// to come back as it was stops while systemd still has the unit that the run's own
 	// restart was looked at for: the old one may kill containers with it.
-	for _, u := range was.started {
-		if p, err := r.opt.Services.Properties(ctx, u); err != nil {
-			note(err)
-		} else if p.ActiveState != "inactive" && p.ActiveState != "failed" {
-			note(r.opt.Services.Stop(ctx, u))
-		}
-	}
-	if was.unread && len(was.tried) > 0 {
-		note(r.opt.Services.Reload(ctx))
-	}
-	for _, u := range was.tried {
+	for _, u := range slices.Concat(was.started, was.tried) {
 		if !was.back {
-			note(r.opt.Services.Stop(ctx, u))
+			note(&faults, r.halt(ctx, u))
 		}
 	}
 	// However long systemd took: files are put back in any case.
-	note(r.revertRepairs())
-	note(r.revertFiles(context.WithoutCancel(ctx)))
+	note(&files, r.revertRepairs())
+	note(&files, r.revertFiles(context.WithoutCancel(ctx)))
 	for _, s := range slices.Backward(was.settings) {
-		note(r.setBack(s))
+		note(&faults, r.setBack(s))
 	}
 	if was.reloaded {
-		note(r.opt.Services.Reload(ctx))
+		note(&faults, r.opt.Services.Reload(ctx))
 	}
 	if was.rebooted {
 		r.reapply(ctx)
+		note(&faults, r.startAtBoot(ctx, was.ran))
 	}
 	for _, u := range was.started {
-		if slices.Contains(r.j.Failed, u) {
+		if slices.Contains(r.j.Failed, u) || slices.Contains(r.j.Stays, u) {
 			continue
 		}
 		if err := r.opt.Services.ResetFailed(ctx, u); err != nil {
 			r.left = append(r.left, fmt.Sprintf("%s may be shown as failed: %v", u, err))
 		}
 	}
-	if len(was.tried) > 0 && len(faults) == 0 {
+	comeBack := slices.Concat(was.tried, was.stopped)
+	if len(comeBack) > 0 && len(faults)+len(files) == 0 {
 		r.j.Back = true
-		note(r.writeJournal())
+		note(&files, r.writeJournal())
 	}
-	for _, u := range slices.Concat(was.tried, was.stopped) {
-		note(r.opt.Services.Start(ctx, u))
+	comeBack = slices.DeleteFunc(comeBack, func(u string) bool { return slices.Contains(r.j.Stays, u) })
+	for _, u := range comeBack {
+		note(&faults, r.opt.Services.Start(ctx, u))
 	}
-	if len(was.tried)+len(was.stopped) > 0 && r.j.Was != nil && r.opt.Daemon != nil && len(faults) == 0 {
-		note(r.healthyAgain(ctx))
+	if len(comeBack) > 0 && r.j.Was != nil && r.opt.Daemon != nil && len(faults)+len(files) == 0 {
+		note(&faults, r.healthyAgain(ctx))
 	}
-	if len(r.stuck) == 0 {
-		note(r.cleanUp())
+	if len(comeBack) > 0 {
+		note(&faults, r.startDependents(ctx))
+	}
+	if len(files) == 0 {
+		note(&files, r.cleanUp())
+	}
+	return errors.Join(append(faults, files...)...)
+}
+
+func goesOn(unit string) string {
+	return unit + " goes on with what the run had put into place, until its next restart"
+}
+
+// halt stops a unit that the run started, unless that would kill containers: then it goes
+// on, and its files are put back all the same.
+func (r *run) halt(ctx context.Context, unit string) error {
+	p, err := r.opt.Services.Properties(ctx, unit)
+	if err != nil || p.ActiveState == "inactive" || p.ActiveState == "failed" {
+		return err
+	}
+	why, err := r.guard.kills(ctx, unit)
+	if err != nil {
+		return fmt.Errorf("see whether containers survive a stop of %s: %w", unit, err)
+	}
+	if why != "" {
+		r.j.Stays = append(r.j.Stays, unit)
+		r.left = append(r.left, goesOn(unit)+": a stop would have killed "+why)
+		return nil
+	}
+	return r.opt.Services.Stop(ctx, unit)
+}
+
+// startAtBoot has units started that ran before. systemd may have looked what to start when
+// their files were away. It does that when this process has ended, and not before.
+func (r *run) startAtBoot(ctx context.Context, units []string) error {
+	var faults []error
+	for _, u := range units {
+		p, err := r.opt.Services.Properties(ctx, u)
+		switch {
+		case err != nil:
+			faults = append(faults, err)
+		case !running(p):
+			faults = append(faults, r.opt.Services.StartNoWait(ctx, u))
+		case !slices.Contains(r.j.Dependents, u):
+			r.left = append(r.left, goesOn(u)+": it ran when the recovery began")
+		}
 	}
 	return errors.Join(faults...)
 }
@@ -234,7 +347,9 @@ func (r *run) healthyAgain(ctx context.Context) error {
 	if err := r.opt.Daemon.Healthy(ctx, was); err != nil {
 		return fmt.Errorf("the daemon of before does not come back: %w", err)
 	}
-	return nil
+	notes, err := r.guard.survived(ctx, r.h.Now())
+	r.left = append(r.left, notes...)
+	return err
 }
 
 // revertFiles undoes the changes, last one first, those of nodeprep's own files at the
@@ -246,6 +361,7 @@ func (r *run) revertFiles(ctx context.Context) error {
 			faults = append(faults, fmt.Errorf("put back %s: %w", what, err))
 		}
 	}
+	r.dirtyAll()
 	if r.j.Stage != intended {
 		for _, d := range slices.Backward(r.j.Drop) {
 			note(d.Path, r.revertDrop(&d))
@@ -277,6 +393,24 @@ func (r *run) revertFiles(ctx context.Context) error {
 	}
 	note("directories durably", r.syncDirs())
 	return errors.Join(faults...)
+}
+
+// dirtyAll has every directory made durable that a revert changes: one that was killed may
+// have changed it, and nothing there tells.
+func (r *run) dirtyAll() {
+	var dirs []string
+	for _, c := range slices.Concat(r.j.Self, r.j.Changes) {
+		dirs = append(dirs, path.Dir(c.Real))
+	}
+	for _, p := range slices.Concat(r.j.Dirs, r.j.SelfDirs) {
+		dirs = append(dirs, path.Dir(p))
+	}
+	for _, d := range r.j.Drop {
+		dirs = append(dirs, d.Path, path.Dir(d.Path))
+	}
+	for _, p := range slices.Concat(dirs, r.j.Scratch) {
+		r.dirty[r.abs(p)] = true
+	}
 }
 
 // lacksKept reports whether nothing was put aside yet where a change would find it.
@@ -421,7 +555,7 @@ func (r *run) setBack(s Setting) error {
 		return err
 	}
 	now, err := os.ReadFile(file)
-	if err == nil && strings.TrimSpace(string(now)) == s.Value {
+	if isAbsent(err) || err == nil && strings.TrimSpace(string(now)) == s.Value {
 		return nil
 	}
 	if err := r.w.setValue(file, s.Value); err != nil {
@@ -430,10 +564,15 @@ func (r *run) setBack(s Setting) error {
 	return nil
 }
 
-// reapply loads modules and sets kernel settings as the files say that are back: at this
-// boot the kernel was given those of the interrupted run. What fails is told, no more:
-// the next boot does it again.
+// reapply loads modules and sets kernel settings as the files say that are back, and those
+// of which none says anything as they were: at this boot the kernel was given those of the
+// interrupted run. What fails is told, no more: the next boot does it again.
 func (r *run) reapply(ctx context.Context) {
+	for _, s := range slices.Backward(r.j.Settings) {
+		if err := r.setBack(s); err != nil {
+			r.left = append(r.left, err.Error())
+		}
+	}
 	for i := range r.j.Changes {
 		c := &r.j.Changes[i]
 		dir := path.Dir(c.Path)
@@ -501,6 +640,11 @@ func (r *run) cleanUp() error {
 func (r *run) dropKept() error {
 	var faults []error
 	for _, top := range r.j.Tops {
+		for _, p := range []string{path.Dir(top), top, path.Join(top, "generations"), path.Join(top, "original")} {
+			dir, err := r.root.Locate(p)
+			faults = append(faults, err)
+			r.dirty[dir] = err == nil // as dirtyAll
+		}
 		faults = append(faults, r.dropGeneration(top, r.j.From))
 		if original, err := r.root.Locate(path.Join(top, "original")); err != nil {
 			faults = append(faults, err)

@@ -54,7 +54,7 @@ func dies(t *testing.T, do func() error) {
 // the daemon, so that nothing is stopped by that.
 func TestRecoveryStopsByTheUnitThatWasLookedAt(t *testing.T) {
 	m, upgrade := newMachine(t, "upgrade")
-	d := &dying{machine: m, before: "reload"}
+	d := &dying{machine: m, after: "restart"}
 	m.n.opt.Services = d
 	dies(t, upgrade)
 	recovering := func() error {
@@ -62,12 +62,12 @@ func TestRecoveryStopsByTheUnitThatWasLookedAt(t *testing.T) {
 		return err
 	}
 
-	// Killed before systemd had read the new unit, which is the one to stop by.
-	d.before, d.after = "", "start"
+	// systemd has the new unit, which is the one to stop by.
+	d.after = "start"
 	m.quiet, m.calls = false, nil
 	dies(t, recovering)
-	orders := slices.DeleteFunc(slices.Clone(m.calls), func(c string) bool { return c == "properties" })
-	if want := []string{"reload", "stop", "reload", "start"}; !slices.Equal(orders, want) {
+	orders := slices.DeleteFunc(slices.Clone(m.calls), func(c string) bool { return !slices.Contains([]string{"reload", "stop", "start", "restart"}, c) })
+	if want := []string{"stop", "reload", "start"}; !slices.Equal(orders, want) {
 		t.Errorf("recovery gave the orders %q, want %q", orders, want)
 	}
 

@@ -281,12 +281,12 @@ func (d *differ) consequences(it Item, fi fs.FileInfo) error {
 			if err != nil {
 				return err
 			}
-			if content, err = os.ReadFile(at); err != nil {
+			if content, err = readRegular(at); err != nil {
 				return fmt.Errorf("read what was kept of %s: %w", it.Path, err)
 			}
 		}
 		if fi != nil && fi.Mode().IsRegular() {
-			if old, err = os.ReadFile(it.real); err != nil {
+			if old, err = readRegular(it.real); err != nil {
 				return err
 			}
 			if it.kept != nil {

@@ -38,39 +38,47 @@ func newGuard(h *host.Host, opt DiffOptions, d desired.Daemon, was ...string) *g
 // stopped or restarted. It fails if that would kill containers which it must not kill,
 // and else watches their shims from now on.
 func (g *guard) check(ctx context.Context, unit string) error {
+	why, err := g.kills(ctx, unit)
+	if err == nil && why != "" {
+		err = fmt.Errorf("restart %s: it would kill %s; set KillMode=process there, or allow it with --force-restart", g.unit, why)
+	}
+	return err
+}
+
+// kills is check for who goes on: it says what a stop would kill and why, "" for nothing.
+func (g *guard) kills(ctx context.Context, unit string) (why string, err error) {
 	if g.opt.Daemon == nil || unit != cmp.Or(g.d.Unit, defaultUnit) {
-		return nil
+		return "", nil
 	}
 	g.close()
-	var err error
 	g.unit = unit
 	if g.before, err = look(ctx, g.h.Root, g.opt.Daemon, g.d, g.was...); err != nil {
-		return err
+		return "", err
 	}
 	if len(g.before.tasks) == 0 {
-		return nil
+		return "", nil
 	}
-	if err := g.harmless(ctx); err != nil {
-		return err
+	if why, err = g.harm(ctx); err != nil || why != "" {
+		return why, err
 	}
 	// The clock of the watch's own notes.
 	g.from = time.Now()
 	g.watch, err = g.opt.Daemon.Watch(g.before.tasks)
-	return err
+	return "", err
 }
 
-// harmless reads what systemd goes by now: something may have changed since the plan.
-func (g *guard) harmless(ctx context.Context) error {
+// harm reads what systemd goes by now: something may have changed since the plan.
+func (g *guard) harm(ctx context.Context) (string, error) {
 	if g.opt.Services == nil || g.opt.ForceRestart {
-		return nil
+		return "", nil
 	}
 	p, err := g.opt.Services.Properties(ctx, g.unit)
 	if err != nil {
-		return err
+		return "", err
 	}
 	// Only a unit with processes of its own has something to kill.
 	if p.KillMode == "" || !systemd.KillsContainers(p.KillMode) || p.ActiveState == "inactive" || p.ActiveState == "failed" {
-		return nil
+		return "", nil
 	}
 	var fragments []systemd.Fragment
 	for _, file := range append([]string{p.FragmentPath}, p.DropInPaths...) {
@@ -79,7 +87,7 @@ func (g *guard) harmless(ctx context.Context) error {
 		}
 		content, err := g.h.Root.ReadFile(file)
 		if err != nil && !isAbsent(err) {
-			return fmt.Errorf("read %s: %w", file, err)
+			return "", fmt.Errorf("read %s: %w", file, err)
 		}
 		fragments = append(fragments, systemd.Fragment{Path: file, Content: content})
 	}
@@ -87,8 +95,7 @@ func (g *guard) harmless(ctx context.Context) error {
 	if mode, from := systemd.KillMode(fragments); mode == p.KillMode {
 		why = blame("KillMode", mode, from.Path, cmp.Or(p.FragmentPath, g.unit))
 	}
-	return fmt.Errorf("restart %s: it would kill %s: %s; set KillMode=process there, or allow it with --force-restart",
-		g.unit, g.before.describe(g.before.tasks), why)
+	return g.before.describe(g.before.tasks) + ": " + why, nil
 }
 
 // survived is called after the daemon serves again, with the time since when it does.

@@ -268,7 +268,7 @@ func TestStrandedKeepsTheOldState(t *testing.T) {
 	})
 	_, err := n.tryApply(t.Context())
 	var s *StrandedError
-	if !errors.As(err, &s) || len(s.Places) != 1 || s.Journal != JournalPath || !strings.Contains(err.Error(), `"nodeprep recover" brings them back`) {
+	if !errors.As(err, &s) || len(s.Places) != 1 || s.Journal != JournalPath || !strings.Contains(err.Error(), `"nodeprep recover --root `+n.dir+`" brings them back`) {
 		t.Fatalf("apply = %v, %+v", err, s)
 	}
 	kept := s.Places[0][strings.LastIndex(s.Places[0], " ")+1:]

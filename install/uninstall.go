@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/nodeprep/nodeprep/internal/daemon"
 	"github.com/nodeprep/nodeprep/internal/desired"
@@ -104,7 +105,7 @@ func (d *differ) save(it *Item) error {
 	return nil
 }
 
-// dataDirs are containerd's root and state directories, as its config has them.
+// dataDirs are containerd's root and state directories, as its config has them, if they are there.
 func (d *differ) dataDirs() ([]string, error) {
 	var content []byte
 	if p := d.receipt.Daemon.ConfigPath; p != "" {
@@ -138,7 +139,11 @@ func (d *differ) dataDirs() ([]string, error) {
 				return nil, fmt.Errorf("purge %s: %s is in it, so that it holds more than containerd's data; remove that by hand", p, other)
 			}
 		}
-		out = append(out, p)
+		if fi, err := lstat(real); err != nil {
+			return nil, err
+		} else if fi != nil {
+			out = append(out, p)
+		}
 	}
 	return out, nil
 }
@@ -168,7 +173,15 @@ func (d *differ) stop(ctx context.Context, un UninstallOptions) error {
 	unit := d.receipt.Find(unitDir + "/" + name)
 	stop := p.ActiveState != "inactive" && p.ActiveState != "failed" && unit != nil
 	if stop {
-		d.add(Item{Action: Stop, Kind: KindUnit, Path: name, OldVersion: p.ActiveState, Reason: "is removed"})
+		it := Item{Action: Stop, Kind: KindUnit, Path: name, OldVersion: p.ActiveState, Reason: "is removed"}
+		others, err := dependents(ctx, d.opt.Services, name)
+		if err != nil {
+			return err
+		}
+		for _, u := range others {
+			it.Details = append(it.Details, u+" requires it, and stops too")
+		}
+		d.add(it)
 	}
 	// Also where the daemon is down: containers live without it.
 	if err := d.tasks(ctx, un, stop); err != nil {
@@ -287,55 +300,78 @@ func rank(p string) int {
 	return 0
 }
 
-// finishUninstall removes what is left, nodeprep and its journal at the end. It may
-// have been begun before.
+// finishUninstall removes what is left. It may have been begun before. nodeprep and its
+// journal go when everything else is gone: whoever is interrupted here, or fails, is
+// still there to go on, also at the next boot.
 func (r *run) finishUninstall(ctx context.Context) error {
-	var faults []error
-	for _, p := range r.j.Purge {
-		faults = append(faults, r.purge(p))
+	if err := r.clearUp(); err != nil {
+		return err
 	}
-	if err := r.unstage(); err != nil {
-		faults = append(faults, err)
-	}
-	for i := range r.j.Self {
-		c := &r.j.Self[i]
-		if err := r.removeSelf(ctx, c, i); err != nil {
-			faults = append(faults, fmt.Errorf("remove %s: %w", c.Path, err))
-		}
-	}
-	for _, top := range r.j.Tops {
-		dir, err := r.root.Locate(top)
-		if err != nil {
-			faults = append(faults, err)
-			continue
-		}
-		if top != StateDir {
-			faults = append(faults, r.w.removeTree(dir))
-			r.dirty[filepath.Dir(dir)] = true
-		}
-	}
-	for _, p := range r.j.Last {
-		real := r.abs(p)
-		if fi, err := lstat(real); err != nil || fi == nil {
-			continue
-		}
-		gone, err := r.w.rmdirUnused(real)
-		faults = append(faults, err)
-		if !gone && err == nil && !slices.ContainsFunc(r.left, func(l string) bool { return strings.HasPrefix(l, p+"/") }) {
-			r.left = append(r.left, p+" stays: something else is in it")
-		}
-		if gone {
-			delete(r.dirty, real)
-			r.dirty[filepath.Dir(real)] = true
-		}
-	}
-	faults = append(faults, r.syncDirs())
+	err := r.leave(ctx)
 	if len(r.j.Self) > 0 && r.plan.live && r.opt.Services != nil {
 		if err := r.opt.Services.Reload(ctx); err != nil {
 			r.left = append(r.left, fmt.Sprintf("systemd still knows %s, until it reads its units again: %v", systemd.RecoverUnitName, err))
 		}
 	}
-	if err := errors.Join(faults...); err != nil {
+	return err
+}
+
+// clearUp removes all but nodeprep's own files, the directories that hold them, and the
+// journal.
+func (r *run) clearUp() error {
+	var faults []error
+	for _, p := range r.j.Purge {
+		faults = append(faults, r.purge(p))
+	}
+	faults = append(faults, r.unstage())
+	state, err := r.root.Resolve(StateDir)
+	if err != nil {
+		return errors.Join(append(faults, err)...)
+	}
+	stays, err := r.strangers(state)
+	if err != nil {
+		return errors.Join(append(faults, err)...)
+	}
+	for _, p := range stays {
+		r.left = append(r.left, r.shown(p)+" stays: nodeprep did not make it")
+	}
+	stays = append(stays, filepath.Join(state, "journal.json"))
+	if r.keepsSelf() {
+		stays = append(stays, filepath.Join(state, "original"))
+	} else {
+		faults = append(faults, r.removeTops())
+	}
+	faults = append(faults, r.empty(state, stays))
+	for _, p := range r.j.Last {
+		if !r.holdsSelf(p) {
+			faults = append(faults, r.removeLast(p))
+		}
+	}
+	return errors.Join(append(faults, r.syncDirs())...)
+}
+
+// leave removes nodeprep's own files and the journal, in as few steps as may be. It stops
+// at the first that fails: what is not removed yet can be told to go on.
+func (r *run) leave(ctx context.Context) error {
+	for i := range r.j.Self {
+		c := &r.j.Self[i]
+		if err := r.removeSelf(ctx, c, i); err != nil {
+			return fmt.Errorf("remove %s: %w", c.Path, err)
+		}
+	}
+	if r.keepsSelf() {
+		if err := r.removeTops(); err != nil {
+			return err
+		}
+	}
+	for _, p := range r.j.Last {
+		if r.holdsSelf(p) {
+			if err := r.removeLast(p); err != nil {
+				return err
+			}
+		}
+	}
+	if err := r.syncDirs(); err != nil {
 		return err
 	}
 	state, err := r.root.Resolve(StateDir)
@@ -346,13 +382,68 @@ func (r *run) finishUninstall(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, p := range others {
-		r.left = append(r.left, r.shown(p)+" stays: nodeprep did not make it")
-	}
 	if len(others) == 0 && slices.Contains(r.j.Chain, r.shown(state)) {
 		return r.vanish(r.j.Chain)
 	}
 	return r.clearOut(state, others)
+}
+
+// keepsSelf reports whether something that stood in the place of one of nodeprep's own
+// files is to be given back.
+func (r *run) keepsSelf() bool {
+	return slices.ContainsFunc(r.j.Self, func(c Change) bool { return c.Kept != nil && c.Kept.Path != "" })
+}
+
+// holdsSelf reports whether one of nodeprep's own files is below a directory.
+func (r *run) holdsSelf(dir string) bool {
+	return slices.ContainsFunc(r.j.Self, func(c Change) bool { return strings.HasPrefix(c.Real, dir+"/") })
+}
+
+// removeTops removes what is kept on other filesystems than StateDir's.
+func (r *run) removeTops() error {
+	var faults []error
+	for _, top := range r.j.Tops {
+		if top == StateDir {
+			continue
+		}
+		dir, err := r.root.Locate(top)
+		if err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		faults = append(faults, r.w.removeTree(dir))
+		r.dirty[filepath.Dir(dir)] = true
+	}
+	return errors.Join(faults...)
+}
+
+// removeLast removes a directory of ours in which there is nothing any more.
+func (r *run) removeLast(p string) error {
+	real := r.abs(p)
+	if fi, err := lstat(real); err != nil || fi == nil {
+		return err
+	}
+	gone, err := r.w.rmdirUnused(real)
+	if !gone && err == nil && !slices.ContainsFunc(r.left, func(l string) bool { return strings.HasPrefix(l, p+"/") }) {
+		r.left = append(r.left, p+" stays: something else is in it")
+	}
+	if gone {
+		delete(r.dirty, real)
+		r.dirty[filepath.Dir(real)] = true
+	}
+	return err
+}
+
+// unfinished says that an uninstall is past its point of no return and cannot be ended.
+func (r *run) unfinished(phase Phase, err error) error {
+	e := &StrandedError{Phase: phase, Err: err}
+	if fi, err := r.root.Lstat(JournalPath); err == nil && fi != nil {
+		e.Journal = JournalPath
+	}
+	if !r.plan.live {
+		e.Root = r.root.Dir()
+	}
+	return e
 }
 
 // strangers lists what somebody else has put into nodeprep's own directory.
@@ -411,26 +502,36 @@ func (r *run) purge(p string) error {
 	if err != nil {
 		return err
 	}
-	mounts, err := mountPoints()
-	if err != nil {
+	fi, err := lstat(real)
+	if err != nil || fi == nil {
 		return err
 	}
-	return r.purgeTree(real, mounts)
+	return r.purgeTree(real, fi.Sys().(*syscall.Stat_t).Dev, nil, 0)
 }
 
-func (r *run) purgeTree(dir string, mounts map[string]bool) error {
-	if mounts[dir] {
-		r.left = append(r.left, r.shown(dir)+" stays: something is mounted there")
+// purgeTree removes a directory on a device. What is mounted is read again for each one at
+// the top: something mounted later is another device, or else, such as a bind mount of
+// the same one, made while its own tree is being removed, is not noticed.
+func (r *run) purgeTree(dir string, dev uint64, mounts map[string]bool, depth int) error {
+	if depth < 2 {
+		var err error
+		if mounts, err = mountPoints(); err != nil {
+			return err
+		}
 	}
 	fi, err := lstat(dir)
 	if err != nil || fi == nil {
 		return err
 	}
-	if mounts[dir] && dir != r.root.Dir() || !fi.IsDir() {
-		if fi.IsDir() {
-			return nil
-		}
+	switch {
+	case mounts[dir]:
+		r.left = append(r.left, r.shown(dir)+" stays: something is mounted there")
+		return nil
+	case !fi.IsDir():
 		return r.w.remove(dir)
+	case fi.Sys().(*syscall.Stat_t).Dev != dev:
+		r.left = append(r.left, r.shown(dir)+" stays: it is on another filesystem, or a subvolume")
+		return nil
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -440,7 +541,7 @@ func (r *run) purgeTree(dir string, mounts map[string]bool) error {
 	for _, e := range entries {
 		p := filepath.Join(dir, e.Name())
 		if e.IsDir() {
-			faults = append(faults, r.purgeTree(p, mounts))
+			faults = append(faults, r.purgeTree(p, dev, mounts, depth+1))
 		} else if mounts[p] {
 			r.left = append(r.left, r.shown(p)+" stays: something is mounted there")
 		} else {

@@ -58,7 +58,11 @@ func (p *Plan) outlook(root *host.Root) (outlook, error) {
 		case kept != nil && kept.Kind == KindLink:
 			o.over[it.real] = later{target: kept.Target}
 		case kept != nil && kept.Kind == KindFile && strings.HasPrefix(it.Path, "/etc/"):
-			content, err := root.ReadFile(kept.Path)
+			at, err := (&run{root: root}).keptAt(kept)
+			if err != nil {
+				return o, err
+			}
+			content, err := readRegular(at)
 			if err != nil {
 				return o, fmt.Errorf("read what %s becomes again: %w", it.Path, err)
 			}
@@ -95,7 +99,7 @@ func (o outlook) read(p string) (content []byte, found bool, err error) {
 			case fi == nil:
 				return nil, found, nil
 			case fi.Mode().IsRegular():
-				content, err := os.ReadFile(real)
+				content, err := readRegular(real)
 				return content, true, err
 			case fi.Mode().Type() != fs.ModeSymlink:
 				// A device is what masks; of anything else systemd makes nothing either.

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -195,6 +196,8 @@ type newFile struct {
 	flushed int64
 	// progress, if set, is told of each piece.
 	progress func(n int)
+	// attributes are extended ones that the file gets, where the filesystem has them.
+	attributes []attribute
 }
 
 // flushEvery is how many bytes gather before the kernel is asked to write them back.
@@ -249,8 +252,31 @@ func (n *newFile) sum() string { return hex.EncodeToString(n.hash.Sum(nil)) }
 // owner is who shall own a file; nil leaves it to whoever runs nodeprep.
 type owner struct{ uid, gid uint32 }
 
-// finish gives the file its owner and mode, in this order, since chown(2) clears
-// setuid, and makes it durable. mtime, if not zero, is set too.
+// attribute is an extended one (xattr(7)), such as an ACL or a capability.
+type attribute struct {
+	name  string
+	value []byte
+}
+
+// attributes are those of a file that can be read.
+func attributes(f *os.File) []attribute {
+	list := make([]byte, 64<<10) // no list is longer (listxattr(2))
+	n, err := unix.Flistxattr(int(f.Fd()), list)
+	if err != nil {
+		return nil
+	}
+	var out []attribute
+	for name := range strings.SplitSeq(string(list[:n]), "\x00") {
+		value := make([]byte, 64<<10)
+		if n, err := unix.Fgetxattr(int(f.Fd()), name, value); name != "" && err == nil {
+			out = append(out, attribute{name, value[:n]})
+		}
+	}
+	return out
+}
+
+// finish gives the file its owner, mode and attributes, in this order, since chown(2)
+// clears setuid and capabilities, and makes it durable. mtime, if not zero, is set too.
 func (n *newFile) finish(mode fs.FileMode, own *owner, mtime time.Time) error {
 	err := func() error {
 		if own != nil {
@@ -260,6 +286,13 @@ func (n *newFile) finish(mode fs.FileMode, own *owner, mtime time.Time) error {
 		}
 		if err := n.w.do("chmod", n.path, func() error { return n.f.Chmod(mode) }); err != nil {
 			return err
+		}
+		for _, a := range n.attributes {
+			err := n.w.do("setxattr", n.path, func() error { return unix.Fsetxattr(int(n.f.Fd()), a.name, a.value, 0) })
+			// Not every filesystem has them, and not everybody may set all of them.
+			if err != nil && !errors.Is(err, unix.ENOTSUP) && !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
+				return fmt.Errorf("set attribute %s of %s: %w", a.name, n.path, err)
+			}
 		}
 		if !mtime.IsZero() {
 			if err := n.w.do("utime", n.path, func() error { return os.Chtimes(n.path, mtime, mtime) }); err != nil {

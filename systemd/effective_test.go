@@ -106,7 +106,7 @@ func TestRecoverUnit(t *testing.T) {
 		got[a.Key] = a.Value
 	}
 	for key, want := range map[string]string{
-		"Type": "oneshot", "ExecStart": "/usr/local/bin/nodeprep recover", "WantedBy": "multi-user.target",
+		"Type": "oneshot", "ExecStart": "/usr/local/bin/nodeprep recover --boot", "WantedBy": "multi-user.target",
 		"ConditionPathExists": "/var/lib/nodeprep/journal.json", "Before": "containerd.service kubelet.service", "After": "local-fs.target",
 	} {
 		if diff := cmp.Diff(want, got[key]); diff != "" {

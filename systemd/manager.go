@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -279,6 +280,21 @@ func (m *Manager) Start(ctx context.Context, unit string) error {
 	return m.job(ctx, "start", unit, bus.StartUnitContext, started)
 }
 
+// StartNoWait has a unit started and does not wait for that: for a process that systemd
+// itself waits for, as at boot. The error wraps ErrNoUnit for an unknown unit.
+func (m *Manager) StartNoWait(ctx context.Context, unit string) error {
+	ctx, cancel := bounded(ctx, callTimeout)
+	defer cancel()
+	l, err := m.connected(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := l.StartUnitContext(ctx, unit, "replace", nil); err != nil {
+		return fmt.Errorf("start %s: %w", unit, m.cause(l, err))
+	}
+	return nil
+}
+
 // Restart is Start for a unit that may be running: it is stopped first.
 func (m *Manager) Restart(ctx context.Context, unit string) error {
 	return m.job(ctx, "restart", unit, bus.RestartUnitContext, started)
@@ -478,6 +494,9 @@ type Properties struct {
 	NeedDaemonReload bool
 	After            []string
 	InvocationID     string // 32 hex digits, "" if it never ran
+	// RequiredBy, RequisiteOf, BoundBy and ConsistsOf are the units that have this one in
+	// Requires=, Requisite=, BindsTo= and PartOf= (systemd.unit(5)).
+	RequiredBy, RequisiteOf, BoundBy, ConsistsOf []string
 
 	// Of services.
 	Type           string // simple, notify, oneshot, ...
@@ -507,6 +526,14 @@ type Properties struct {
 // Exists reports whether systemd has a unit of that name; one that exists may well be
 // inactive.
 func (p Properties) Exists() bool { return p.LoadState != "" && p.LoadState != "not-found" }
+
+// Dependents are the units that systemd stops along with this one, and that a later start
+// of it does not bring back.
+func (p Properties) Dependents() []string {
+	all := slices.Concat(p.RequiredBy, p.RequisiteOf, p.BoundBy, p.ConsistsOf)
+	slices.Sort(all)
+	return slices.Compact(all)
+}
 
 // explain is why a service is not up, "" if nothing is known.
 func (p Properties) explain() string {
@@ -591,6 +618,10 @@ func (m *Manager) Properties(ctx context.Context, unit string) (Properties, erro
 		DropInPaths:      get[[]string](all, "DropInPaths"),
 		NeedDaemonReload: get[bool](all, "NeedDaemonReload"),
 		After:            get[[]string](all, "After"),
+		RequiredBy:       get[[]string](all, "RequiredBy"),
+		RequisiteOf:      get[[]string](all, "RequisiteOf"),
+		BoundBy:          get[[]string](all, "BoundBy"),
+		ConsistsOf:       get[[]string](all, "ConsistsOf"),
 		Type:             get[string](all, "Type"),
 		Result:           get[string](all, "Result"),
 		MainPID:          int(get[uint32](all, "MainPID")),

@@ -59,7 +59,7 @@ func (f *fakeBus) DisableUnitFilesContext(_ context.Context, files []string, _ b
 
 func (f *fakeBus) job(verb, name, mode string, ch chan<- string) (int, error) {
 	f.note("%s %s %s", verb, name, mode)
-	if cap(ch) == 0 {
+	if ch != nil && cap(ch) == 0 {
 		return 0, errors.New("a result channel without room blocks go-systemd once nobody waits")
 	}
 	return 7, f.onJob(f, name, ch)
@@ -315,6 +315,27 @@ func TestResetFailed(t *testing.T) {
 	}
 }
 
+func TestStartNoWait(t *testing.T) {
+	f := &fakeBus{onJob: func(_ *fakeBus, _ string, done chan<- string) error {
+		if done != nil {
+			t.Error("somebody waits for the job")
+		}
+		return nil
+	}}
+	if err := newTestManager(nil, f).StartNoWait(t.Context(), "u.service"); err != nil {
+		t.Error(err)
+	}
+	if diff := cmp.Diff([]string{"start u.service replace"}, f.called()); diff != "" {
+		t.Errorf("calls (-want +got):\n%s", diff)
+	}
+	f.onJob = func(*fakeBus, string, chan<- string) error {
+		return dbus.Error{Name: "org.freedesktop.systemd1.NoSuchUnit", Body: []any{"Unit u.service not found."}}
+	}
+	if err := newTestManager(nil, f).StartNoWait(t.Context(), "u.service"); !errors.Is(err, ErrNoUnit) {
+		t.Errorf("error %v, want ErrNoUnit", err)
+	}
+}
+
 func TestConnectionLostWhileWaiting(t *testing.T) {
 	first := &fakeBus{props: serviceProps("activating", "start", nil), onJob: func(f *fakeBus, _ string, _ chan<- string) error {
 		close(f.lost)
@@ -490,6 +511,7 @@ func TestPropertiesAreDecoded(t *testing.T) {
 		"ActiveState": "active", "SubState": "running", "UnitFileState": "enabled",
 		"FragmentPath": UnitPath, "DropInPaths": []string{ProxyPath}, "NeedDaemonReload": true,
 		"After": []string{"dbus.service"}, "InvocationID": []byte("0123456789abcdef"),
+		"RequiredBy": []string{"kubelet.service", "b.service"}, "RequisiteOf": []string{"c.service"}, "BoundBy": []string{"kubelet.service"}, "ConsistsOf": []string{"a.service"},
 		"Type": "notify", "Result": "success", "MainPID": uint32(42), "ExecMainCode": int32(1), "ExecMainStatus": int32(2),
 		"StatusErrno": int32(3), "StatusText": "fine", "NRestarts": uint32(4), "ExecMainStartTimestamp": uint64(1_000_000_001),
 		"Delegate": true, "KillMode": "process", "OOMScoreAdjust": int32(-999), "Restart": "always",
@@ -503,6 +525,7 @@ func TestPropertiesAreDecoded(t *testing.T) {
 	want := Properties{
 		LoadState: "bad-setting", LoadError: "bad unit file setting", ActiveState: "active", SubState: "running", UnitFileState: "enabled",
 		FragmentPath: UnitPath, DropInPaths: []string{ProxyPath}, NeedDaemonReload: true, After: []string{"dbus.service"}, InvocationID: invocation,
+		RequiredBy: []string{"kubelet.service", "b.service"}, RequisiteOf: []string{"c.service"}, BoundBy: []string{"kubelet.service"}, ConsistsOf: []string{"a.service"},
 		Type: "notify", Result: "success", MainPID: 42, ExecMainCode: 1, ExecMainStatus: 2, StatusErrno: 3, StatusText: "fine", NRestarts: 4,
 		MainStart: time.UnixMicro(1_000_000_001),
 		Delegate:  true, KillMode: "process", OOMScoreAdjust: -999, Restart: "always",
@@ -511,6 +534,9 @@ func TestPropertiesAreDecoded(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("properties (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"a.service", "b.service", "c.service", "kubelet.service"}, got.Dependents()); diff != "" {
+		t.Errorf("dependents (-want +got):\n%s", diff)
 	}
 	if got.TasksMax.String() != "infinity" || got.LimitNOFILE.String() != "524288" {
 		t.Errorf("limits print as %s and %s", got.TasksMax, got.LimitNOFILE)

@@ -29,7 +29,8 @@ const (
 //
 // containerd's start waits until this unit has ended: the program must not wait, in
 // here, for a start or restart of containerd, which would not come before the time is
-// up. At boot it does not. Nobody starts the unit by hand: "nodeprep recover" is that.
+// up. With --boot it does not, also where the kernel stayed the same one: a soft reboot,
+// a container. Nobody starts the unit by hand: "nodeprep recover" is that.
 // A daemon-reload in here keeps the queued start, which then follows the units as
 // they are after it.
 func RecoverUnit(origin diag.Origin) desired.File {
@@ -44,7 +45,7 @@ func RecoverUnit(origin diag.Origin) desired.File {
 		{Section: "Unit", Name: "RequiresMountsFor", Value: "/etc /usr/local/bin /usr/local/sbin /opt/cni/bin /var/lib/nodeprep"},
 		{Section: "Unit", Name: "RefuseManualStart", Value: "yes"},
 		{Section: "Service", Name: "Type", Value: "oneshot"},
-		{Section: "Service", Name: "ExecStart", Value: Program + " recover"},
+		{Section: "Service", Name: "ExecStart", Value: Program + " recover --boot"},
 		// One-shot units have no limit of their own (systemd.service(5)), and the daemon
 		// waits. A recovery that is cut off can be begun again.
 		{Section: "Service", Name: "TimeoutStartSec", Value: "10min"},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -65,6 +66,8 @@ type app struct {
 	result any
 	// structured remembers that output is a format for machines.
 	structured bool
+	// changed remembers that the verb has done something to the host.
+	changed bool
 }
 
 // usageError is a wrong command line: exit code 2.
@@ -159,8 +162,8 @@ func noArgs(cmd *cobra.Command, args []string) error {
 
 // finish prints the result or the error and returns the exit code.
 func (a *app) finish(args []string, err error) int {
-	if err == nil {
-		err = a.out.failed()
+	if err == nil && !a.structured {
+		err = a.unprinted()
 	}
 	code := exitCode(err)
 	if _, usage := errors.AsType[*usageError](err); usage && !a.structured {
@@ -169,6 +172,10 @@ func (a *app) finish(args []string, err error) int {
 	}
 	if a.structured {
 		a.printDocument(err, code)
+		if lost := a.unprinted(); lost != nil {
+			fmt.Fprintf(a.stdio.err, "nodeprep: %v\n", lost)
+			code = cmp.Or(code, exitFailed)
+		}
 		return code
 	}
 	if _, quiet := errors.AsType[*codeError](err); err == nil || quiet {
@@ -182,6 +189,17 @@ func (a *app) finish(args []string, err error) int {
 	}
 	fmt.Fprintf(a.stdio.err, "%s %s\n", p.red("nodeprep:"), err)
 	return code
+}
+
+// unprinted is that the result could not be written, where the result is all there is. What
+// was done to the host is done, whoever hears of it.
+func (a *app) unprinted() error {
+	err := a.out.failed()
+	if err != nil && a.changed {
+		fmt.Fprintf(a.stdio.err, "nodeprep: done, but nobody could be told: %v\n", err)
+		return nil
+	}
+	return err
 }
 
 // asksForDocument looks for -o json or yaml in a command line that could not be read.

@@ -66,7 +66,7 @@ func (a *app) apply(ctx context.Context, o planFlags, skip []string) error {
 	}
 	result := &applyResult{Root: t.root.Dir(), Profiles: []string{}, Changed: []planItem{}}
 	a.result = result
-	if result.Recovered, err = a.recoverFirst(ctx, t); err != nil {
+	if result.Recovered, err = a.recoverFirst(ctx, t, o.withRunningPods); err != nil {
 		return err
 	}
 	p, err := a.prepare(ctx, t, o.withoutRecovery)
@@ -127,6 +127,7 @@ func (a *app) apply(ctx context.Context, o planFlags, skip []string) error {
 	if err != nil {
 		return err
 	}
+	a.changed = true
 	a.warn(done.Warnings)
 	if !a.structured {
 		a.printApplied(p, done)

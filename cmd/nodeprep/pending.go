@@ -115,24 +115,28 @@ func article(v install.Verb) string {
 
 // recoverFirst ends a run that was interrupted, before anything is planned on top of
 // half of it. Without one it looks at one file and does nothing.
-func (a *app) recoverFirst(ctx context.Context, t *target) (*install.Recovered, error) {
+func (a *app) recoverFirst(ctx context.Context, t *target, withRunningPods bool) (*install.Recovered, error) {
 	j, err := pending(t.root)
 	if err != nil || j == nil {
 		return nil, err
 	}
 	progress := a.progress()
 	defer progress.finish()
-	if !a.structured {
+	// Whoever works on it now has not been interrupted; Recover says who that is.
+	if !a.structured && install.Working(t.root) == nil {
 		progress.say("%s that nodeprep %s began at %s was interrupted: recovering first",
 			article(j.Verb), j.Nodeprep, j.Time.Local().Format(time.DateTime))
 	}
 	if err := t.connect(ctx); err != nil {
 		return nil, err
 	}
-	done, err := install.Recover(ctx, t.host, t.recovery(progress))
+	opt := t.recovery(progress)
+	opt.WithRunningPods = withRunningPods
+	done, err := install.Recover(ctx, t.host, opt)
 	if err != nil {
 		return done, err
 	}
+	a.changed = done.Outcome != install.NothingPending
 	if !a.structured {
 		for _, line := range recoveredLines(t.root, done) {
 			progress.say("%s", line)

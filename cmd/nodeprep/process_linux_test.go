@@ -57,8 +57,10 @@ func TestPurgeAsks(t *testing.T) {
 				t.Fatalf("%v\n%s", err, out)
 			}
 			data := filepath.Join(root, "var/lib/containerd")
-			if err := os.MkdirAll(filepath.Join(data, "io.containerd.content.v1.content"), 0o755); err != nil {
-				t.Fatal(err)
+			for _, dir := range []string{filepath.Join(data, "io.containerd.content.v1.content"), filepath.Join(root, "run/containerd")} {
+				if err := os.MkdirAll(dir, 0o755); err != nil {
+					t.Fatal(err)
+				}
 			}
 			before, err := listTree(root, true)
 			if err != nil {

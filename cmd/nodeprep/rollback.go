@@ -110,7 +110,7 @@ func (a *app) rollback(ctx context.Context, o rollbackOptions) error {
 	}
 	result := changeResult{Root: t.root.Dir(), Changed: []planItem{}}
 	a.result = &result
-	if result.Recovered, err = a.recoverFirst(ctx, t); err != nil {
+	if result.Recovered, err = a.recoverFirst(ctx, t, o.change.withRunningPods); err != nil {
 		return err
 	}
 	receipt, err := readReceipt(t.root)
@@ -159,7 +159,8 @@ func (a *app) carryOut(ctx context.Context, t *target, plan *install.Plan, diffi
 	progress := a.progress()
 	done, err := install.Apply(ctx, t.host, plan, install.ApplyOptions{DiffOptions: diffing, Version: versionString(), Observer: progress})
 	progress.finish()
-	if err == nil {
+	if done != nil {
+		a.changed = a.changed || len(done.Changed) > 0
 		a.warn(done.Warnings)
 	}
 	return done, err

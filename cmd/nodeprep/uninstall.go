@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -52,7 +51,7 @@ func (a *app) uninstall(ctx context.Context, o install.UninstallOptions, yes boo
 	}
 	result := changeResult{Root: t.root.Dir(), Changed: []planItem{}}
 	a.result = &result
-	if result.Recovered, err = a.recoverFirst(ctx, t); err != nil {
+	if result.Recovered, err = a.recoverFirst(ctx, t, false); err != nil {
 		return err
 	}
 	receipt, err := readReceipt(t.root)
@@ -76,7 +75,7 @@ func (a *app) uninstall(ctx context.Context, o install.UninstallOptions, yes boo
 	if err := plan.Refusal(); err != nil {
 		return err
 	}
-	if o.Purge && !yes {
+	if !yes && len(plan.Purges()) > 0 {
 		if err := a.confirmPurge(ctx, t, plan); err != nil {
 			return err
 		}
@@ -84,10 +83,12 @@ func (a *app) uninstall(ctx context.Context, o install.UninstallOptions, yes boo
 	data := a.dataThatStays(ctx, t, receipt, o)
 	done, err := a.carryOut(ctx, t, plan, diffing)
 	result.fill(plan, done)
+	if !a.structured && done != nil {
+		a.printChanges(&result)
+	}
 	if err != nil || a.structured {
 		return err
 	}
-	a.printChanges(&result)
 	for _, p := range data {
 		fmt.Fprintf(a.out, "%s leave %s: is containerd's data; --purge would remove it\n", sign(a.paint(a.out), install.Leave), p)
 	}
@@ -109,13 +110,7 @@ func (a *app) dataThatStays(ctx context.Context, t *target, receipt *install.Rec
 	if err != nil {
 		return nil
 	}
-	var out []string
-	for _, p := range plan.Purges() {
-		if _, err := t.root.Lstat(p); err == nil || !errors.Is(err, fs.ErrNotExist) {
-			out = append(out, p)
-		}
-	}
-	return out
+	return plan.Purges()
 }
 
 // confirmPurge shows what goes and asks. The answer must be the whole word.

@@ -31,7 +31,9 @@ func (n *node) mount(p string, size int, flags uintptr) {
 		n.t.Fatal(err)
 	}
 	n.t.Cleanup(func() {
-		if err := unix.Unmount(real, 0); err != nil {
+		// A program that is being started beside us has a copy of what is open here, until
+		// it is itself: the filesystem is busy for that moment.
+		if err := unix.Unmount(real, unix.MNT_DETACH); err != nil {
 			n.t.Error(err)
 		}
 	})

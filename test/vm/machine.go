@@ -54,7 +54,7 @@ func (m *Machine) ready(ctx context.Context) error {
 	script := fmt.Sprintf(`date -u -s @%d
 for s in releases stick; do
 	d=/dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_$s
-	udevadm wait --settle --timeout=30 $d
+	udevadm wait --settle --timeout=180 $d
 	mkdir -p /media/$s
 	mount -o ro $d /media/$s
 done`, time.Now().Unix())

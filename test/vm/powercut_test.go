@@ -471,7 +471,7 @@ func chooseBoots(windows []*window, cuts []*cut) []*cut {
 
 // bootOne boots a cut's disk: the node mends itself and runs.
 func (l *looker) bootOne(t *testing.T, ctx context.Context, w *window, c *cut, disk string) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
 	defer cancel()
 	qm, err := l.lab.Boot(ctx, t.Name(), disk)
 	m := held(t, ctx, qm, err)

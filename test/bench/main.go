@@ -46,13 +46,13 @@ type sample struct {
 }
 
 func timed(cmd *exec.Cmd) (sample, error) {
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
+	var out, notes bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &notes
 	start := time.Now()
 	err := cmd.Run()
 	s := sample{wall: time.Since(start)}
 	if err != nil {
-		return s, fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, out.String())
+		return s, fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, notes.String())
 	}
 	if ru, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
 		s.rss = ru.Maxrss

@@ -50,9 +50,8 @@ func (r *run) activate(ctx context.Context) error {
 		return ctx.Err()
 	}
 	if r.j.Stage != activating && slices.ContainsFunc(r.plan.Items, func(it Item) bool { return it.activates() }) {
-		r.j.Stage = activating
-		if err := r.writeJournal(); err != nil {
-			return r.explain(err)
+		if err := r.enter(activating); err != nil {
+			return err
 		}
 	}
 	for i := range r.plan.Items {
@@ -196,7 +195,8 @@ func (r *run) noTasks(ctx context.Context) error {
 		return err
 	}
 	if len(l.tasks) > 0 {
-		return fmt.Errorf("%d %s since the plan was made", len(l.tasks), plural(len(l.tasks), "task was started", "tasks were started"))
+		return fmt.Errorf("stop %s: %s since the plan was made: %s; drain the node and uninstall again, or let --force stop them", r.plan.state.Daemon.Unit,
+			plural(len(l.tasks), "a task was started", "tasks were started"), l.describe(l.tasks))
 	}
 	return nil
 }

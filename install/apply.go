@@ -233,8 +233,6 @@ type run struct {
 	// j is the journal as it is on the disk, or about to be; began says that there is one.
 	j     Journal
 	began bool
-	// settled says that the receipt is written: there is no way back.
-	settled bool
 	// dirty are directories whose entries changed since they were last made durable.
 	dirty map[string]bool
 	// touched is what was done to the running system, stuck are changes that could not

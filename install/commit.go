@@ -17,6 +17,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/nodeprep/nodeprep/internal/host"
 )
 
 const (
@@ -195,17 +197,17 @@ func generation(top string, n int, name string) string {
 // keptAt is where on this machine something kept is. What it was read from comes with
 // the root, so that it must neither lead out of the root nor to what nodeprep did not
 // put aside.
-func (r *run) keptAt(k *Kept) (string, error) {
-	real, err := r.root.Locate(k.Path)
+func keptAt(root *host.Root, k *Kept) (string, error) {
+	real, err := root.Locate(k.Path)
 	if err != nil {
 		return "", err
 	}
 	for _, dir := range []string{"generations", "original"} {
-		top, err := r.root.Resolve(path.Join(StateDir, dir))
+		top, err := root.Resolve(path.Join(StateDir, dir))
 		if err != nil {
 			return "", err
 		}
-		if strings.HasPrefix(real, top+"/") || strings.Contains(r.shown(real), "/"+keptDir+"/"+dir+"/") {
+		if strings.HasPrefix(real, top+"/") || strings.Contains(shown(root, real), "/"+keptDir+"/"+dir+"/") {
 			return real, nil
 		}
 	}
@@ -432,7 +434,7 @@ func (r *run) copyKept(ctx context.Context, k *Kept, temp string, own bool) erro
 		}
 		return r.w.lutime(temp, k.MTime)
 	}
-	at, err := r.keptAt(k)
+	at, err := keptAt(r.root, k)
 	if err != nil {
 		return err
 	}
@@ -597,7 +599,6 @@ func (r *run) settle() error {
 	if err := r.w.rename(temp, filepath.Join(state, "receipt.json")); err != nil {
 		return errors.Join(fmt.Errorf("write receipt: %w", err), r.w.remove(temp))
 	}
-	r.settled = true
 	r.res.Generation, r.res.Artifacts = rec.Generation, rec.Artifacts
 	r.changed()
 	return nil

@@ -66,11 +66,29 @@ const defaultUnit = systemd.UnitName
 // on a host without one. What cannot be planned at all, such as two files for one
 // path, is an error; what stands in the way is in the plan, see Plan.Refusal.
 func Diff(ctx context.Context, h *host.Host, state *desired.State, receipt *Receipt, opt DiffOptions) (*Plan, error) {
-	d := &differ{
-		root: h.Root, state: state, receipt: receipt, opt: opt,
-		wanted: map[string]string{}, units: map[string]*unitCauses{},
-		plan: &Plan{verb: VerbApply, state: state, receipt: receipt, live: h.Root.Live() || opt.live, seen: map[string]fs.FileInfo{}},
+	return steady(ctx, h, receipt, func(receipt *Receipt) (*Plan, error) { return diff(ctx, h, state, receipt, opt) })
+}
+
+// steady makes a plan once more, from the receipt as it is by then, where something went
+// away while it was being made: plans are made without the lock, and another nodeprep may
+// be at work. A path that is said to be there and is not stays the error it is.
+func steady(ctx context.Context, h *host.Host, receipt *Receipt, plan func(*Receipt) (*Plan, error)) (*Plan, error) {
+	p, err := plan(receipt)
+	for range 2 {
+		if !isAbsent(err) || ctx.Err() != nil {
+			break
+		}
+		now, rerr := ReadReceipt(h.Root)
+		if rerr != nil {
+			return nil, errors.Join(err, rerr)
+		}
+		p, err = plan(now)
 	}
+	return p, err
+}
+
+func diff(ctx context.Context, h *host.Host, state *desired.State, receipt *Receipt, opt DiffOptions) (*Plan, error) {
+	d := newDiffer(h, VerbApply, state, receipt, opt)
 	d.plan.again = func(ctx context.Context, now *Receipt) (*Plan, error) { return Diff(ctx, h, state, now, opt) }
 	var faults []error
 	note := func(err error) {
@@ -114,6 +132,15 @@ type differ struct {
 	// wanted maps each real path that the state wants to its path in the state.
 	wanted map[string]string
 	units  map[string]*unitCauses
+}
+
+// newDiffer begins a plan, with nothing in it.
+func newDiffer(h *host.Host, verb Verb, state *desired.State, receipt *Receipt, opt DiffOptions) *differ {
+	return &differ{
+		root: h.Root, state: state, receipt: receipt, opt: opt,
+		wanted: map[string]string{}, units: map[string]*unitCauses{},
+		plan: &Plan{verb: verb, state: state, receipt: receipt, live: h.Root.Live() || opt.live, seen: map[string]fs.FileInfo{}},
+	}
 }
 
 // unitCauses gathers what changed items ask of a unit.

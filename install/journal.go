@@ -546,11 +546,16 @@ func (r *run) writeJSON(real string, v any) error {
 
 // planSelf finds the changes of nodeprep's own files and where what they replace is kept.
 func (r *run) planSelf() error {
+	if r.plan.verb == VerbUninstall {
+		return nil // they go last
+	}
 	for i := range r.plan.Items {
-		it := &r.plan.Items[i]
-		if !it.first || !it.Changes() || it.real == "" || r.plan.verb == VerbUninstall {
-			continue
+		if it := &r.plan.Items[i]; it.first && it.Changes() && it.real != "" {
+			r.staging.self = append(r.staging.self, it)
 		}
+	}
+	slices.SortStableFunc(r.staging.self, func(a, b *Item) int { return rank(b.target()) - rank(a.target()) })
+	for _, it := range r.staging.self {
 		temp, err := r.tempName(it.real)
 		if err != nil {
 			return err
@@ -563,7 +568,6 @@ func (r *run) planSelf() error {
 		if err := r.lackingDirs(it.real, &r.j.SelfDirs); err != nil {
 			return err
 		}
-		r.staging.self = append(r.staging.self, it)
 	}
 	slices.Sort(r.j.SelfDirs)
 	return nil

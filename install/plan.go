@@ -79,8 +79,6 @@ type Item struct {
 	dropped *Dropped
 	// unproven says that what is kept is not what the receipt of then has.
 	unproven bool
-	// quiet is not worth a line of its own where it is the only change.
-	quiet bool
 	// only limits an artifact to the members at these paths; nil means all.
 	only map[string]bool
 	// undecided are optional members that stand there and are not ours: they are

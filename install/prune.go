@@ -72,7 +72,7 @@ func (r *run) originals(keep []int, now *Receipt) (needed map[string]bool, reada
 	}
 	add := func(k *Kept) {
 		if k != nil && k.Kind != KindLink {
-			at, err := r.keptAt(k)
+			at, err := keptAt(r.root, k)
 			note(err)
 			needed[at] = true
 		}

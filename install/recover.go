@@ -418,7 +418,7 @@ func (r *run) lacksKept(c *Change) (bool, error) {
 	if c.Kept == nil || c.Kept.Kind == KindLink {
 		return false, nil
 	}
-	at, err := r.keptAt(c.Kept)
+	at, err := keptAt(r.root, c.Kept)
 	if err != nil {
 		return false, err
 	}
@@ -504,12 +504,18 @@ func (r *run) revertChange(ctx context.Context, c *Change, name string) error {
 	if same, err := r.isKept(c.Kept, real); err != nil || same {
 		return err
 	}
+	return r.putBack(ctx, c.Kept, real, name)
+}
+
+// putBack makes what was kept replace what is at a place, by a rename from a staging name
+// of this run; an earlier attempt may have left something under that.
+func (r *run) putBack(ctx context.Context, k *Kept, real, name string) error {
 	temp := filepath.Join(filepath.Dir(real), fmt.Sprintf(".%s.nodeprep-%s-%s", short(filepath.Base(real)), r.id, name))
 	if err := r.w.remove(temp); err != nil {
 		return err
 	}
 	r.dirty[filepath.Dir(real)] = true
-	if err := r.copyKept(ctx, c.Kept, temp, false); err != nil {
+	if err := r.copyKept(ctx, k, temp, false); err != nil {
 		return errors.Join(err, r.w.remove(temp))
 	}
 	if err := r.w.rename(temp, real); err != nil {
@@ -531,7 +537,7 @@ func (r *run) isKept(k *Kept, real string) (bool, error) {
 		target, err := os.Readlink(real)
 		return target == k.Target, err
 	}
-	at, err := r.keptAt(k)
+	at, err := keptAt(r.root, k)
 	if err != nil {
 		return false, err
 	}
@@ -575,8 +581,7 @@ func (r *run) reapply(ctx context.Context) {
 	}
 	for i := range r.j.Changes {
 		c := &r.j.Changes[i]
-		dir := path.Dir(c.Path)
-		if c.Kept == nil || dir != "/etc/modules-load.d" && dir != "/etc/sysctl.d" {
+		if c.Kept == nil || !forKernel(c.Path) {
 			continue
 		}
 		content, err := r.root.ReadFile(c.Path)
@@ -584,7 +589,7 @@ func (r *run) reapply(ctx context.Context) {
 			r.left = append(r.left, err.Error())
 			continue
 		}
-		modules, settings := kernelLines(dir, string(content))
+		modules, settings := kernelLines(c.Path, string(content))
 		for _, m := range modules {
 			if err := r.load(ctx, m); err != nil {
 				r.left = append(r.left, err.Error())
@@ -598,15 +603,26 @@ func (r *run) reapply(ctx context.Context) {
 	}
 }
 
-// kernelLines reads a file of modules-load.d(5) or sysctl.d(5).
-func kernelLines(dir, content string) (modules []string, settings map[string]string) {
+const (
+	modulesDir  = "/etc/modules-load.d"
+	settingsDir = "/etc/sysctl.d"
+)
+
+// forKernel holds for the files of modules-load.d(5) and sysctl.d(5).
+func forKernel(p string) bool { return path.Dir(p) == modulesDir || path.Dir(p) == settingsDir }
+
+// kernelLines reads such a file; others have nothing in them for the kernel.
+func kernelLines(p, content string) (modules []string, settings map[string]string) {
 	settings = map[string]string{}
+	if !forKernel(p) {
+		return nil, settings
+	}
 	for line := range strings.Lines(content) {
 		line = strings.TrimSpace(line)
 		if line == "" || line[0] == '#' || line[0] == ';' {
 			continue
 		}
-		if dir == "/etc/modules-load.d" {
+		if path.Dir(p) == modulesDir {
 			modules = append(modules, line)
 		} else if key, value, ok := strings.Cut(line, "="); ok {
 			settings[strings.TrimPrefix(strings.TrimSpace(key), "-")] = strings.TrimSpace(value)
@@ -754,7 +770,7 @@ func (r *run) dropSelf() error {
 		if k == nil || k.Path == "" || r.j.Self[i].Adopted {
 			continue
 		}
-		at, err := r.keptAt(k)
+		at, err := keptAt(r.root, k)
 		if err != nil {
 			return err
 		}

@@ -90,6 +90,10 @@ func kept(root *host.Root, n int) (*Journal, *Receipt, error) {
 // mode or owner that was repaired stays repaired: what the generation wanted is that too.
 // A generation that is not kept is *NoGenerationError.
 func DiffRollback(ctx context.Context, h *host.Host, receipt *Receipt, to int, opt DiffOptions) (*Plan, error) {
+	return steady(ctx, h, receipt, func(receipt *Receipt) (*Plan, error) { return diffRollback(ctx, h, receipt, to, opt) })
+}
+
+func diffRollback(ctx context.Context, h *host.Host, receipt *Receipt, to int, opt DiffOptions) (*Plan, error) {
 	all, err := Generations(h.Root, receipt)
 	if err != nil {
 		return nil, err
@@ -114,11 +118,8 @@ func DiffRollback(ctx context.Context, h *host.Host, receipt *Receipt, to int, o
 	for _, u := range target.Units {
 		state.Units = append(state.Units, desired.Unit{Name: u, Active: u == target.Daemon.Unit})
 	}
-	d := &differ{
-		root: h.Root, state: state, receipt: receipt, opt: opt,
-		wanted: map[string]string{}, units: map[string]*unitCauses{},
-		plan: &Plan{verb: VerbRollback, state: state, receipt: receipt, back: target, live: h.Root.Live() || opt.live, seen: map[string]fs.FileInfo{}},
-	}
+	d := newDiffer(h, VerbRollback, state, receipt, opt)
+	d.plan.back = target
 	d.plan.again = func(ctx context.Context, now *Receipt) (*Plan, error) { return DiffRollback(ctx, h, now, to, opt) }
 	was, err := before(h.Root, to, receipt.Generation)
 	if err != nil {
@@ -277,7 +278,7 @@ func (d *differ) consequences(it Item, fi fs.FileInfo) error {
 	if component == "" && it.Kind == KindFile {
 		var err error
 		if it.kept != nil {
-			at, err := (&run{root: d.root}).keptAt(it.kept)
+			at, err := keptAt(d.root, it.kept)
 			if err != nil {
 				return err
 			}
@@ -355,7 +356,7 @@ func (d *differ) isOriginal(k *Kept, real string, fi fs.FileInfo) (bool, error) 
 	if !fi.Mode().IsRegular() || fi.Size() != k.Size || permissions(fi.Mode()) != k.Mode || st.Uid != k.UID || st.Gid != k.GID {
 		return false, nil
 	}
-	at, err := (&run{root: d.root}).keptAt(k)
+	at, err := keptAt(d.root, k)
 	if err != nil {
 		return false, err
 	}
@@ -373,7 +374,7 @@ func (r *run) untouched(k *Kept) error {
 	if k.Kind == KindLink {
 		return nil
 	}
-	at, err := r.keptAt(k)
+	at, err := keptAt(r.root, k)
 	if err != nil {
 		return err
 	}
@@ -394,11 +395,7 @@ func sameTarget(real, target string) bool {
 
 // kernelBack wants of the kernel what a file that comes back says.
 func (d *differ) kernelBack(p string, content []byte) {
-	dir := path.Dir(p)
-	if dir != "/etc/modules-load.d" && dir != "/etc/sysctl.d" {
-		return
-	}
-	modules, settings := kernelLines(dir, string(content))
+	modules, settings := kernelLines(p, string(content))
 	d.state.Modules = append(d.state.Modules, modules...)
 	for key, value := range settings {
 		d.state.Sysctl[key] = value
@@ -419,16 +416,8 @@ func (d *differ) dirsBack(was *earlier) error {
 			}
 		}
 	}
-	look := func(p string) (string, fs.FileInfo, error) {
-		real, err := d.root.Locate(p)
-		if err != nil {
-			return "", nil, err
-		}
-		fi, err := lstat(real)
-		return real, fi, err
-	}
 	for _, p := range sortedKeys(was.dropped) {
-		real, fi, err := look(p)
+		real, fi, err := locate(d.root, p)
 		if err != nil {
 			return err
 		}
@@ -437,7 +426,7 @@ func (d *differ) dirsBack(was *earlier) error {
 		}
 	}
 	for _, p := range slices.Backward(was.made) {
-		real, fi, err := look(p)
+		real, fi, err := locate(d.root, p)
 		if err != nil {
 			return err
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -39,15 +38,15 @@ const savedEnding = ".before-nodeprep"
 // DiffUninstall plans to remove all that the receipt owns and nobody changed, and to give
 // back what was there before. A host without a receipt has an empty plan.
 func DiffUninstall(ctx context.Context, h *host.Host, receipt *Receipt, opt DiffOptions, un UninstallOptions) (*Plan, error) {
+	return steady(ctx, h, receipt, func(receipt *Receipt) (*Plan, error) { return diffUninstall(ctx, h, receipt, opt, un) })
+}
+
+func diffUninstall(ctx context.Context, h *host.Host, receipt *Receipt, opt DiffOptions, un UninstallOptions) (*Plan, error) {
 	state := &desired.State{}
 	if receipt != nil {
 		state.Daemon = receipt.Daemon
 	}
-	d := &differ{
-		root: h.Root, state: state, receipt: receipt, opt: opt,
-		wanted: map[string]string{}, units: map[string]*unitCauses{},
-		plan: &Plan{verb: VerbUninstall, state: state, receipt: receipt, live: h.Root.Live() || opt.live, seen: map[string]fs.FileInfo{}},
-	}
+	d := newDiffer(h, VerbUninstall, state, receipt, opt)
 	d.plan.force = un.Force
 	d.plan.again = func(ctx context.Context, now *Receipt) (*Plan, error) { return DiffUninstall(ctx, h, now, opt, un) }
 	if receipt == nil {
@@ -59,7 +58,7 @@ func DiffUninstall(ctx context.Context, h *host.Host, receipt *Receipt, opt Diff
 			return nil, err
 		}
 		for _, p := range dirs {
-			d.add(Item{Action: Remove, Kind: KindDir, Path: p, Reason: "is containerd's data; this cannot be undone", quiet: true})
+			d.add(Item{Action: Remove, Kind: KindDir, Path: p, Reason: "is containerd's data; this cannot be undone"})
 		}
 		d.plan.purge = dirs
 	}
@@ -290,6 +289,7 @@ func (r *run) recordUninstall() error {
 	return nil
 }
 
+// rank orders nodeprep's own files: each needs those with a higher one.
 func rank(p string) int {
 	switch {
 	case p == systemd.Program:
@@ -477,7 +477,7 @@ func (r *run) removeSelf(ctx context.Context, c *Change, i int) error {
 		return err
 	}
 	if c.Kept.Kind == KindFile {
-		at, err := r.keptAt(c.Kept)
+		at, err := keptAt(r.root, c.Kept)
 		if err != nil {
 			return err
 		}
@@ -485,14 +485,7 @@ func (r *run) removeSelf(ctx context.Context, c *Change, i int) error {
 			return err // given back already
 		}
 	}
-	temp := filepath.Join(filepath.Dir(real), fmt.Sprintf(".%s.nodeprep-%s-self%d", short(filepath.Base(real)), r.id, i))
-	if err := r.w.remove(temp); err != nil {
-		return err
-	}
-	if err := r.copyKept(ctx, c.Kept, temp, false); err != nil {
-		return errors.Join(err, r.w.remove(temp))
-	}
-	return r.w.rename(temp, real)
+	return r.putBack(ctx, c.Kept, real, fmt.Sprint("self", i))
 }
 
 // purge removes a directory of containerd's with all that is in it, but nothing that is

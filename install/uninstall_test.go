@@ -583,7 +583,7 @@ func TestUninstallUnderTasks(t *testing.T) {
 		n.daemon.tasks = tasks
 		before := n.tree(true)
 		_, err := Apply(t.Context(), n.h, plan, n.opt)
-		if err == nil || !strings.Contains(err.Error(), "2 tasks were started since the plan was made") {
+		if err == nil || !strings.Contains(err.Error(), "tasks were started since the plan was made: 2 containers") || !strings.Contains(err.Error(), "--force") {
 			t.Errorf("uninstall = %v", err)
 		}
 		n.same(before, true, "put back")

@@ -58,7 +58,7 @@ func (p *Plan) outlook(root *host.Root) (outlook, error) {
 		case kept != nil && kept.Kind == KindLink:
 			o.over[it.real] = later{target: kept.Target}
 		case kept != nil && kept.Kind == KindFile && strings.HasPrefix(it.Path, "/etc/"):
-			at, err := (&run{root: root}).keptAt(kept)
+			at, err := keptAt(root, kept)
 			if err != nil {
 				return o, err
 			}

@@ -32,13 +32,16 @@ func walls() map[string]wall {
 		"install/release": {[]string{"internal/*"}, "artifacts are fetched and verified without knowing profiles"},
 		"checks":          {[]string{"profiles", "render/registry", "systemd", "internal/*"}, "checks read; they never install"},
 
-		"internal/diag":     {nil, "the lowest layer"},
-		"internal/releases": {[]string{"internal/diag"}, "facts, no decisions"},
-		"internal/desired":  {[]string{"internal/diag"}, "plain data"},
-		"internal/host":     {nil, "the one seam to the outside knows nothing of what it is used for"},
-		"internal/daemon":   {nil, "containerd's API, no plans"},
-		"internal/house":    {nil, "rules"},
-		"examples":          {[]string{"*"}, "examples are tests"},
+		"internal/diag":        {nil, "the lowest layer"},
+		"internal/releases":    {[]string{"internal/diag"}, "facts, no decisions"},
+		"internal/desired":     {[]string{"internal/diag"}, "plain data"},
+		"internal/elf":         {nil, "headers of programs, no hosts"},
+		"internal/elf/elftest": {nil, "programs for tests"},
+		"internal/host":        {nil, "the one seam to the outside knows nothing of what it is used for"},
+		"internal/configtoml":  {[]string{"internal/host", "internal/releases"}, "reads containerd's config; decides nothing"},
+		"internal/daemon":      {nil, "containerd's API, no plans"},
+		"internal/house":       {nil, "rules"},
+		"examples":             {[]string{"*"}, "examples are tests"},
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -499,8 +500,11 @@ func (r *run) purge(p string) error {
 	if err != nil || fi == nil {
 		return err
 	}
-	return r.purgeTree(real, fi.Sys().(*syscall.Stat_t).Dev, nil, 0)
+	return r.purgeTree(real, deviceOf(fi), nil, 0)
 }
+
+// deviceOf is the filesystem of what lstat told; its type differs among systems.
+func deviceOf(fi fs.FileInfo) uint64 { return uint64(fi.Sys().(*syscall.Stat_t).Dev) }
 
 // purgeTree removes a directory on a device. What is mounted is read again for each one at
 // the top: something mounted later is another device, or else, such as a bind mount of
@@ -522,7 +526,7 @@ func (r *run) purgeTree(dir string, dev uint64, mounts map[string]bool, depth in
 		return nil
 	case !fi.IsDir():
 		return r.w.remove(dir)
-	case fi.Sys().(*syscall.Stat_t).Dev != dev:
+	case deviceOf(fi) != dev:
 		r.left = append(r.left, r.shown(dir)+" stays: it is on another filesystem, or a subvolume")
 		return nil
 	}

@@ -15,17 +15,6 @@ import (
 	"github.com/nodeprep/nodeprep/systemd"
 )
 
-// unitPath lists where a system's systemd looks for units and their drop-ins, highest
-// precedence first (systemd.unit(5), "Unit File Load Path").
-func unitPath() []string {
-	return []string{
-		"/etc/systemd/system.control", "/run/systemd/system.control", "/run/systemd/transient", "/run/systemd/generator.early",
-		unitDir, "/etc/systemd/system.attached",
-		"/run/systemd/system", "/run/systemd/system.attached", "/run/systemd/generator",
-		"/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system", "/run/systemd/generator.late",
-	}
-}
-
 // later is what a plan leaves at a path: nothing, a link, or a file's content.
 type later struct {
 	gone    bool
@@ -147,7 +136,7 @@ func (o outlook) names(dir string) ([]string, error) {
 func (o outlook) fragments(unit string) ([]systemd.Fragment, error) {
 	var out []systemd.Fragment
 	aliases := []string{unit}
-	for _, dir := range unitPath() {
+	for _, dir := range systemd.LoadPath() {
 		file := path.Join(dir, unit)
 		content, found, err := o.read(file)
 		if err != nil {
@@ -163,7 +152,7 @@ func (o outlook) fragments(unit string) ([]systemd.Fragment, error) {
 	}
 	dropIns := map[string]string{}
 	for _, name := range append(aliases, strings.TrimPrefix(path.Ext(unit), ".")) {
-		for _, dir := range unitPath() {
+		for _, dir := range systemd.LoadPath() {
 			dir = path.Join(dir, name+".d")
 			names, err := o.names(dir)
 			if err != nil {
@@ -366,47 +355,12 @@ func variables(fragments []systemd.Fragment) map[string]variable {
 			if a.Value == "" {
 				clear(out)
 			}
-			for _, w := range words(a.Value) {
+			for _, w := range systemd.Words(a.Value) {
 				if name, value, ok := strings.Cut(w, "="); ok {
 					out[name] = variable{value, f.Path}
 				}
 			}
 		}
-	}
-	return out
-}
-
-// words splits a value at spaces outside of quotes (systemd.syntax(7), "Quoting");
-// escapes stay as they are written.
-func words(s string) []string {
-	var out []string
-	var word strings.Builder
-	quote, open, escaped := rune(0), false, false
-	for _, c := range s {
-		switch {
-		case escaped:
-			word.WriteRune(c)
-			escaped = false
-		case c == '\\':
-			word.WriteRune(c)
-			escaped = true
-		case quote != 0 && c == quote:
-			quote = 0
-		case quote == 0 && (c == '"' || c == '\''):
-			quote, open = c, true
-		case quote == 0 && (c == ' ' || c == '\t'):
-			if open {
-				out = append(out, word.String())
-			}
-			word.Reset()
-			open = false
-		default:
-			word.WriteRune(c)
-			open = true
-		}
-	}
-	if open {
-		out = append(out, word.String())
 	}
 	return out
 }

@@ -464,7 +464,7 @@ func (r *resolver) faultyUnder(at string) bool { return r.p.faultyWithin[at] }
 
 // proxy marks a proxy without credentials as fit to be seen.
 func (r *resolver) proxy(at string, s Secret) Secret {
-	if s.Value == "" {
+	if s.Value == "" || s.Value == Masked {
 		return s
 	}
 	u, err := url.Parse(s.Value)
@@ -698,7 +698,7 @@ func (r *resolver) header(at, name string, values HeaderValues) Header {
 	h := Header{Name: name}
 	secret := soundsSecret(name) || slices.Contains([]string{"authorization", "proxy-authorization", "cookie"}, strings.ToLower(name))
 	for _, v := range values {
-		v.Plain = v.Value != "" && !secret
+		v.Plain = v.Value != "" && v.Value != Masked && !secret
 		if v.Value != "" && secret {
 			r.list.Warnf(v.Origin, "give it as {file: PATH}, {env: NAME} or {credential: NAME}", "the value of this header stands in the profile for all to read")
 		}
@@ -728,7 +728,7 @@ func (r *resolver) auth(host, at string, g AuthSection) *Auth {
 		r.fault(at, "", "found a user name or a password, want both")
 	}
 	a := Auth(g)
-	a.Username.Plain = a.Username.Value != ""
+	a.Username.Plain = a.Username.Value != "" && a.Username.Value != Masked
 	for _, s := range []struct {
 		key   string
 		value Secret

@@ -8,14 +8,18 @@ type Fragment struct {
 	Content []byte
 }
 
-// Assignment is one line of a fragment.
-type Assignment struct{ Section, Key, Value string }
+// Assignment is one line of a fragment, or several that backslashes join.
+type Assignment struct {
+	Section, Key, Value string
+	Line, Lines         int // the first of them, from 1, and how many
+}
 
 // Assignments reads a fragment as systemd does (systemd.syntax(7)): what is no
 // assignment is skipped, not a fault, since systemd only warns of it.
 func (f Fragment) Assignments() []Assignment {
 	var out []Assignment
 	section, line, continued := "", "", false
+	number, first := 0, 0
 	flush := func() {
 		text := strings.TrimSpace(line)
 		line, continued = "", false
@@ -24,14 +28,18 @@ func (f Fragment) Assignments() []Assignment {
 			return
 		}
 		if key, value, ok := strings.Cut(text, "="); ok {
-			out = append(out, Assignment{section, strings.TrimSpace(key), strings.TrimSpace(value)})
+			out = append(out, Assignment{section, strings.TrimSpace(key), strings.TrimSpace(value), first, number - first + 1})
 		}
 	}
 	for raw := range strings.Lines(strings.TrimPrefix(string(f.Content), "\ufeff")) {
+		number++
 		raw = strings.TrimRight(raw, "\r\n")
 		// A comment may stand between a line and its continuation.
 		if t := strings.TrimSpace(raw); strings.HasPrefix(t, "#") || strings.HasPrefix(t, ";") || t == "" && !continued {
 			continue
+		}
+		if !continued {
+			first = number
 		}
 		// An even number of backslashes is as many escaped ones.
 		if (len(raw)-len(strings.TrimRight(raw, `\`)))%2 == 1 {
@@ -61,6 +69,101 @@ func Effective(fragments []Fragment, section, key string) (value string, from Fr
 		}
 	}
 	return value, from, set
+}
+
+// Deciding is the last assignment of a setting, which may be an empty one, and the
+// fragment that has it; ok is false where none has.
+func Deciding(fragments []Fragment, section, key string) (a Assignment, from Fragment, ok bool) {
+	for _, f := range fragments {
+		for _, x := range f.Assignments() {
+			if x.Section == section && x.Key == key {
+				a, from, ok = x, f, true
+			}
+		}
+	}
+	return a, from, ok
+}
+
+// LoadPath lists where a system's systemd looks for units and their drop-ins, highest
+// precedence first (systemd.unit(5), "Unit File Load Path").
+func LoadPath() []string {
+	return []string{
+		"/etc/systemd/system.control", "/run/systemd/system.control", "/run/systemd/transient", "/run/systemd/generator.early",
+		"/etc/systemd/system", "/etc/systemd/system.attached",
+		"/run/systemd/system", "/run/systemd/system.attached", "/run/systemd/generator",
+		"/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system", "/run/systemd/generator.late",
+	}
+}
+
+// Words splits a value at spaces outside of quotes, which are taken away (systemd.syntax(7),
+// "Quoting"); escapes of other characters than quotes, spaces and backslashes stay as they
+// are written.
+func Words(s string) []string {
+	var out []string
+	var word strings.Builder
+	quote, open, escaped := rune(0), false, false
+	for _, c := range s {
+		switch {
+		case escaped:
+			if !strings.ContainsRune(`"'\ `, c) {
+				word.WriteByte('\\')
+			}
+			word.WriteRune(c)
+			escaped = false
+		case c == '\\':
+			escaped, open = true, true
+		case quote != 0 && c == quote:
+			quote = 0
+		case quote == 0 && (c == '"' || c == '\''):
+			quote, open = c, true
+		case quote == 0 && (c == ' ' || c == '\t'):
+			if open {
+				out = append(out, word.String())
+			}
+			word.Reset()
+			open = false
+		default:
+			word.WriteRune(c)
+			open = true
+		}
+	}
+	if open {
+		out = append(out, word.String())
+	}
+	return out
+}
+
+// Commands are those that a list of ExecStart= or its like comes to: an empty one takes
+// back what was there before. The prefixes of systemd.service(5) are cut off the program,
+// @ with the name that it gives; a doubled percent sign is one, and other specifiers and
+// variables are left as they are written.
+func Commands(fragments []Fragment, key string) [][]string {
+	var out [][]string
+	for _, f := range fragments {
+		for _, a := range f.Assignments() {
+			if a.Section != "Service" || a.Key != key {
+				continue
+			}
+			words := Words(a.Value)
+			if len(words) == 0 {
+				out = nil
+				continue
+			}
+			program := strings.TrimLeft(words[0], "@-:+!|")
+			named := strings.Contains(words[0][:len(words[0])-len(program)], "@")
+			argv := []string{program}
+			for i, w := range words[1:] {
+				if i > 0 || !named {
+					argv = append(argv, w)
+				}
+			}
+			for i := range argv {
+				argv[i] = strings.ReplaceAll(argv[i], "%%", "%")
+			}
+			out = append(out, argv)
+		}
+	}
+	return out
 }
 
 // KillMode is the KillMode that is in force and the fragment that decides it, which has

@@ -96,6 +96,58 @@ func TestEffective(t *testing.T) {
 	}
 }
 
+func TestLinesOfAssignments(t *testing.T) {
+	f := Fragment{Content: []byte("# why\n[Service]\n\nA=1\nB=x \\\n# still\n y\n;\nC=\n[Unit]\nD=4 \\")}
+	want := []Assignment{
+		{"Service", "A", "1", 4, 1}, {"Service", "B", "x   y", 5, 3}, {"Service", "C", "", 9, 1}, {"Unit", "D", "4", 11, 1},
+	}
+	if diff := cmp.Diff(want, f.Assignments()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestDeciding(t *testing.T) {
+	all := fragmentsOf("[Service]\nRestart=always\nRestart=no\n", "[Service]\nRestart=\n[Unit]\nRestart=x\n", "[Service]\nType=notify\n")
+	if a, from, ok := Deciding(all, "Service", "Restart"); !ok || from.Path != "1" || a.Line != 2 || a.Value != "" {
+		t.Errorf("%+v from %q, %v", a, from.Path, ok)
+	}
+	if _, from, ok := Deciding(all, "Service", "KillMode"); ok || from.Path != "" {
+		t.Errorf("nobody sets it, but %q", from.Path)
+	}
+}
+
+func TestWords(t *testing.T) {
+	for in, want := range map[string][]string{
+		"":                      nil,
+		" a\t b ":               {"a", "b"},
+		`"A=b c" 'D=e "f"' G=h`: {"A=b c", `D=e "f"`, "G=h"},
+		`A="b c"d ""`:           {"A=b cd", ""},
+		`"a\"b" c\ d \\ e\x20f`: {`a"b`, "c d", `\`, `e\x20f`},
+	} {
+		if diff := cmp.Diff(want, Words(in)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", in, diff)
+		}
+	}
+}
+
+func TestCommands(t *testing.T) {
+	for name, c := range map[string]struct {
+		fragments []Fragment
+		want      [][]string
+	}{
+		"none":        {fragmentsOf("[Service]\nExecStartPre=/bin/a\n[Unit]\nExecStart=/bin/b\n"), nil},
+		"one":         {fragmentsOf("[Service]\nExecStart=/bin/a --config \"/x y\" 100%%\n"), [][]string{{"/bin/a", "--config", "/x y", "100%"}}},
+		"two":         {fragmentsOf("[Service]\nExecStart=/bin/a\n", "[Service]\nExecStart=/bin/b\n"), [][]string{{"/bin/a"}, {"/bin/b"}}},
+		"another":     {fragmentsOf("[Service]\nExecStart=/bin/a\n", "[Service]\nExecStart=\nExecStart=-/bin/b\n"), [][]string{{"/bin/b"}}},
+		"taken away":  {fragmentsOf("[Service]\nExecStart=/bin/a\n", "[Service]\nExecStart=\n"), nil},
+		"by its name": {fragmentsOf("[Service]\nExecStart=-@/bin/a called b\n"), [][]string{{"/bin/a", "b"}}},
+	} {
+		if diff := cmp.Diff(c.want, Commands(c.fragments, "ExecStart")); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+}
+
 func TestRecoverUnit(t *testing.T) {
 	f := RecoverUnit(diag.Origin{})
 	if f.Path != "/etc/systemd/system/nodeprep-recover.service" || !f.First || f.Unit != RecoverUnitName || f.Effect != desired.EffectUnit {

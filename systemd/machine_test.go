@@ -91,6 +91,9 @@ func TestRealStartRestartStop(t *testing.T) {
 		first.LimitNOFILE != 524288 || first.LimitNOFILESoft != 1024 || first.TasksMax != Infinity {
 		t.Errorf("values in force: %+v", first)
 	}
+	if first.ControlGroup != "/system.slice/"+name || len(first.Confined) != 0 || len(first.ExecStart) != 1 || len(first.ExecStart[0]) != 3 || first.ExecStart[0][0] != "/bin/sh" {
+		t.Errorf("where and how it runs: %q, %q, confined by %v", first.ControlGroup, first.ExecStart, first.Confined)
+	}
 	if err := m.Start(ctx, name); err != nil {
 		t.Errorf("start of a running unit: %v", err)
 	}
@@ -121,6 +124,28 @@ func TestRealStartRestartStop(t *testing.T) {
 	}
 	if p := state(); p.ActiveState != "inactive" && p.ActiveState != "failed" {
 		t.Errorf("after stop it is %s", p.ActiveState)
+	}
+}
+
+// What confines a service is read as a running systemd tells it.
+func TestRealConfinement(t *testing.T) {
+	const name = "nodeprep-test-confined.service"
+	m, install := realSystemd(t)
+	install(name, map[string]string{name: "[Unit]\nRequiresMountsFor=/var/lib\n[Service]\nExecStart=/bin/true\nEnvironment=A=b\nPrivateMounts=yes\nNoNewPrivileges=yes\nProtectSystem=full\n" +
+		"MountFlags=slave\nRestrictNamespaces=net\nCapabilityBoundingSet=~CAP_SYS_ADMIN\nSystemCallFilter=~@clock\nReadOnlyPaths=/opt\n"})
+	p, err := m.Properties(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []Setting{
+		{"PrivateMounts", "yes"}, {"NoNewPrivileges", "yes"}, {"ProtectSystem", "full"}, {"MountFlags", "slave"}, {"RestrictNamespaces", "yes"},
+		{"CapabilityBoundingSet", "without CAP_SYS_ADMIN"}, {"SystemCallFilter", "a filter"}, {"ReadOnlyPaths", "/opt"},
+	}
+	if !slices.Equal(p.Confined, want) {
+		t.Errorf("confined by %v, want %v", p.Confined, want)
+	}
+	if !slices.Equal(p.RequiresMountsFor, []string{"/var/lib"}) || !slices.Equal(p.Environment, []string{"A=b"}) {
+		t.Errorf("mounts %q, environment %q", p.RequiresMountsFor, p.Environment)
 	}
 }
 

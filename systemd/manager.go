@@ -465,7 +465,7 @@ func (e *JobError) Error() string {
 	default:
 		fmt.Fprintf(&b, "job %s", e.Result)
 	}
-	if s := e.State.explain(); s != "" {
+	if s := e.State.Explain(); s != "" {
 		b.WriteString(": " + s)
 	}
 	if len(e.Journal) > 0 {
@@ -497,6 +497,12 @@ type Properties struct {
 	// RequiredBy, RequisiteOf, BoundBy and ConsistsOf are the units that have this one in
 	// Requires=, Requisite=, BindsTo= and PartOf= (systemd.unit(5)).
 	RequiredBy, RequisiteOf, BoundBy, ConsistsOf []string
+	// WantedBy are the units that have this one in Wants=.
+	WantedBy []string
+	// RequiresMountsFor are paths whose mounts the unit needs.
+	RequiresMountsFor []string
+	// ControlGroup is the unit's cgroup below the hierarchies' roots, "" while it has none.
+	ControlGroup string
 
 	// Of services.
 	Type           string // simple, notify, oneshot, ...
@@ -521,7 +527,17 @@ type Properties struct {
 	LimitCORE       Limit
 	TasksMax        Limit
 	EnvironmentFile []string
+	// Environment are NAME=VALUE, which every user can read, so must no report.
+	Environment []string
+	// ExecStart are the commands: the program's path, then its arguments.
+	ExecStart [][]string
+	// Confined are the settings that confine the service and are not at their default
+	// (systemd.exec(5), "Sandboxing").
+	Confined []Setting
 }
+
+// Setting is a setting of a unit as its file has it.
+type Setting struct{ Name, Value string }
 
 // Exists reports whether systemd has a unit of that name; one that exists may well be
 // inactive.
@@ -535,8 +551,8 @@ func (p Properties) Dependents() []string {
 	return slices.Compact(all)
 }
 
-// explain is why a service is not up, "" if nothing is known.
-func (p Properties) explain() string {
+// Explain is why a service is not up, "" if nothing is known.
+func (p Properties) Explain() string {
 	var s []string
 	if p.LoadError != "" {
 		s = append(s, p.LoadError)
@@ -618,6 +634,10 @@ func (m *Manager) Properties(ctx context.Context, unit string) (Properties, erro
 		DropInPaths:      get[[]string](all, "DropInPaths"),
 		NeedDaemonReload: get[bool](all, "NeedDaemonReload"),
 		After:            get[[]string](all, "After"),
+		WantedBy:         get[[]string](all, "WantedBy"),
+		ControlGroup:     get[string](all, "ControlGroup"),
+		Environment:      get[[]string](all, "Environment"),
+		Confined:         confined(all),
 		RequiredBy:       get[[]string](all, "RequiredBy"),
 		RequisiteOf:      get[[]string](all, "RequisiteOf"),
 		BoundBy:          get[[]string](all, "BoundBy"),
@@ -660,7 +680,80 @@ func (m *Manager) Properties(ctx context.Context, unit string) (Properties, erro
 			}
 		}
 	}
+	p.RequiresMountsFor = get[[]string](all, "RequiresMountsFor")
+	// Path, arguments with the program's own name, and how the last run of it went.
+	for _, c := range get[[][]any](all, "ExecStart") {
+		if len(c) < 2 {
+			continue
+		}
+		program, _ := c[0].(string)
+		if args, ok := c[1].([]string); ok && len(args) > 0 {
+			p.ExecStart = append(p.ExecStart, append([]string{program}, args[1:]...))
+		}
+	}
 	return p, nil
+}
+
+// namespaceFlags are the namespaces that RestrictNamespaces= knows, by their clone(2)
+// flags; without the setting all bits are set.
+func namespaceFlags() []uint64 {
+	const (
+		cgroup, ipc, net, mnt = 0x02000000, 0x08000000, 0x40000000, 0x00020000
+		pid, user, uts        = 0x20000000, 0x10000000, 0x04000000
+	)
+	return []uint64{cgroup, ipc, net, mnt, pid, user, uts}
+}
+
+// confined finds what of org.freedesktop.systemd1(5)'s properties confines a service.
+func confined(all map[string]any) []Setting {
+	var out []Setting
+	for _, name := range []string{
+		"PrivateMounts", "PrivateTmp", "PrivateDevices", "PrivateNetwork", "PrivateUsers", "ProtectKernelTunables", "ProtectKernelModules",
+		"ProtectControlGroups", "NoNewPrivileges", "MemoryDenyWriteExecute", "RestrictSUIDSGID", "DynamicUser",
+	} {
+		if get[bool](all, name) {
+			out = append(out, Setting{name, "yes"})
+		}
+	}
+	for _, name := range []string{"ProtectSystem", "ProtectHome", "RootDirectory", "RootImage", "User"} {
+		if v := get[string](all, name); v != "" && v != "no" && (name != "User" || v != "root" && v != "0") {
+			out = append(out, Setting{name, v})
+		}
+	}
+	// mount(2): MS_SLAVE and MS_PRIVATE.
+	switch flags := get[uint64](all, "MountFlags"); {
+	case flags&(1<<19) != 0:
+		out = append(out, Setting{"MountFlags", "slave"})
+	case flags&(1<<18) != 0:
+		out = append(out, Setting{"MountFlags", "private"})
+	}
+	if v, ok := all["RestrictNamespaces"].(uint64); ok {
+		for _, flag := range namespaceFlags() {
+			if v&flag == 0 {
+				out = append(out, Setting{"RestrictNamespaces", "yes"})
+				break
+			}
+		}
+	}
+	// capabilities(7): CAP_SYS_ADMIN is 21.
+	if v, ok := all["CapabilityBoundingSet"].(uint64); ok && v&(1<<21) == 0 {
+		out = append(out, Setting{"CapabilityBoundingSet", "without CAP_SYS_ADMIN"})
+	}
+	for _, name := range []string{"SystemCallFilter", "RestrictAddressFamilies"} {
+		// Whether it is a list of what is allowed, and the list.
+		if v := get[[]any](all, name); len(v) == 2 {
+			allow, _ := v[0].(bool)
+			if list, _ := v[1].([]string); allow || len(list) > 0 {
+				out = append(out, Setting{name, "a filter"})
+			}
+		}
+	}
+	for _, name := range []string{"ReadOnlyPaths", "InaccessiblePaths"} {
+		if v := get[[]string](all, name); len(v) > 0 {
+			out = append(out, Setting{name, strings.Join(v, " ")})
+		}
+	}
+	return out
 }
 
 // get is a property that is there and has the type D-Bus gives it, else zero.

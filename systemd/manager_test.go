@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -517,6 +518,8 @@ func TestPropertiesAreDecoded(t *testing.T) {
 		"Delegate": true, "KillMode": "process", "OOMScoreAdjust": int32(-999), "Restart": "always",
 		"LimitNOFILE": uint64(524288), "LimitNOFILESoft": uint64(1024), "LimitNPROC": ^uint64(0), "LimitCORE": ^uint64(0), "TasksMax": ^uint64(0),
 		"EnvironmentFiles": [][]any{{ProxySecretPath, false}},
+		"WantedBy":         []string{"multi-user.target"}, "RequiresMountsFor": []string{"/data"}, "ControlGroup": "/system.slice/containerd.service",
+		"Environment": []string{"A=b"}, "ExecStart": [][]any{{Binary, []string{"containerd", "-c", "x"}, false, uint64(0)}},
 	}}
 	got, err := newTestManager(nil, f).Properties(t.Context(), UnitName)
 	if err != nil {
@@ -531,6 +534,8 @@ func TestPropertiesAreDecoded(t *testing.T) {
 		Delegate:  true, KillMode: "process", OOMScoreAdjust: -999, Restart: "always",
 		LimitNOFILE: 524288, LimitNOFILESoft: 1024, LimitNPROC: Infinity, LimitCORE: Infinity, TasksMax: Infinity,
 		EnvironmentFile: []string{ProxySecretPath},
+		WantedBy:        []string{"multi-user.target"}, RequiresMountsFor: []string{"/data"}, ControlGroup: "/system.slice/containerd.service",
+		Environment: []string{"A=b"}, ExecStart: [][]string{{Binary, "-c", "x"}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("properties (-want +got):\n%s", diff)
@@ -540,5 +545,44 @@ func TestPropertiesAreDecoded(t *testing.T) {
 	}
 	if got.TasksMax.String() != "infinity" || got.LimitNOFILE.String() != "524288" {
 		t.Errorf("limits print as %s and %s", got.TasksMax, got.LimitNOFILE)
+	}
+}
+
+// What systemd 252 says of a service that nothing confines, and of others.
+func TestConfinementIsDecoded(t *testing.T) {
+	open := map[string]any{
+		"PrivateMounts": false, "PrivateTmp": false, "NoNewPrivileges": false, "ProtectSystem": "no", "ProtectHome": "no", "RootDirectory": "", "User": "",
+		"MountFlags": uint64(0), "RestrictNamespaces": uint64(0x7e020000), "CapabilityBoundingSet": uint64(0x1ffffffffff),
+		"SystemCallFilter": []any{false, []string{}}, "RestrictAddressFamilies": []any{false, []string{}}, "ReadOnlyPaths": []string{},
+	}
+	for name, c := range map[string]struct {
+		props map[string]any
+		want  []Setting
+	}{
+		"open":                     {nil, nil},
+		"no mount is private":      {map[string]any{"MountFlags": uint64(1 << 20)}, nil},
+		"root by name":             {map[string]any{"User": "root"}, nil},
+		"all namespaces":           {map[string]any{"RestrictNamespaces": ^uint64(0)}, nil},
+		"mounts":                   {map[string]any{"MountFlags": uint64(1 << 19), "PrivateMounts": true}, []Setting{{"PrivateMounts", "yes"}, {"MountFlags", "slave"}}},
+		"private":                  {map[string]any{"MountFlags": uint64(1 << 18)}, []Setting{{"MountFlags", "private"}}},
+		"the system":               {map[string]any{"ProtectSystem": "full", "ProtectHome": "read-only"}, []Setting{{"ProtectSystem", "full"}, {"ProtectHome", "read-only"}}},
+		"no user namespaces":       {map[string]any{"RestrictNamespaces": uint64(0x6e020000)}, []Setting{{"RestrictNamespaces", "yes"}}},
+		"no namespaces":            {map[string]any{"RestrictNamespaces": uint64(0)}, []Setting{{"RestrictNamespaces", "yes"}}},
+		"no administrator":         {map[string]any{"CapabilityBoundingSet": uint64(1)}, []Setting{{"CapabilityBoundingSet", "without CAP_SYS_ADMIN"}}},
+		"a list of what may be":    {map[string]any{"SystemCallFilter": []any{true, []string{}}}, []Setting{{"SystemCallFilter", "a filter"}}},
+		"a list of what may not":   {map[string]any{"RestrictAddressFamilies": []any{false, []string{"AF_INET"}}}, []Setting{{"RestrictAddressFamilies", "a filter"}}},
+		"paths":                    {map[string]any{"ReadOnlyPaths": []string{"/etc", "/usr"}}, []Setting{{"ReadOnlyPaths", "/etc /usr"}}},
+		"somebody else":            {map[string]any{"User": "nobody", "NoNewPrivileges": true}, []Setting{{"NoNewPrivileges", "yes"}, {"User", "nobody"}}},
+		"an old systemd's silence": {map[string]any{"RestrictNamespaces": nil, "CapabilityBoundingSet": nil}, nil},
+	} {
+		all := maps.Clone(open)
+		maps.Copy(all, c.props)
+		p, err := newTestManager(nil, &fakeBus{props: all}).Properties(t.Context(), UnitName)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(c.want, p.Confined); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
 	}
 }

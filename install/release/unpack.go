@@ -180,7 +180,7 @@ func (u *unpacker) content(ctx context.Context, packed *stream) error {
 		return u.fault("", "the file is empty", nil)
 	}
 	if len(u.l.Artifact.Members) == 1 && len(head) > 0 {
-		// A program under another format than ELF is found out by CheckELF.
+		// A program under another format than ELF is found out by elf.Read.
 		return u.bare(in)
 	}
 	return u.fault("", fmt.Sprintf("neither gzip, zstd, tar nor a program: it begins with %q", head[:min(len(head), 16)]), nil)

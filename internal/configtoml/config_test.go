@@ -511,7 +511,7 @@ func TestCNIDirectories(t *testing.T) {
 		{"2.0.11", cni + "bin_dir = '/a'\n", []string{"/a"}, 3, false},
 		{"2.0.11", cni + "bin_dirs = ['/a']\n", []string{"/opt/cni/bin"}, 0, false},
 		{"2.2.7", cni + "bin_dir = '/a'\n", []string{"/a"}, 3, false},
-		{"2.2.7", cni + "bin_dirs = ['/opt/cni/bin']\nbin_dir = '/a'\n", []string{"/a"}, 4, false},
+		{"2.2.7", cni + "bin_dirs = ['/opt/cni/bin']\nbin_dir = '/a'\n", []string{"/a"}, 4, true},
 		{"2.2.7", cni + "bin_dirs = ['/b']\nbin_dir = '/a'\n", []string{"/b"}, 3, true},
 		{"2.4.2", cni + "bin_dir = '/a'\n", []string{"/opt/cni/bin"}, 0, false},
 	}

@@ -242,7 +242,9 @@ func (c *Config) Runtimes() []Runtime {
 }
 
 // CNI is where CRI looks for network plugins and their configuration. both says that
-// bin_dir and bin_dirs are set, which stops CRI (2.1 to 2.3).
+// files set bin_dir and bin_dirs: that stops CRI (2.1 to 2.3), or, where bin_dirs is what
+// this build has by default, the single one wins without a word; distributions change
+// that default, so that the same config works with one build and not with another.
 func (c *Config) CNI() (binDirs []string, confDir string, binPlace, confPlace Place, both bool) {
 	section := below(c.runtime(), "cni")
 	confDir, confPlace = c.textAt("/etc/cni/net.d", below(section, "conf_dir")...)
@@ -252,13 +254,15 @@ func (c *Config) CNI() (binDirs []string, confDir string, binPlace, confPlace Pl
 		return []string{dir}, confDir, at, confPlace, false
 	}
 	binDirs = []string{usual}
+	given := false
 	if n := c.at(below(section, "bin_dirs")...); n != nil && n.kind == listKind {
 		binDirs, binPlace = n.texts(), n.at
+		given = len(binDirs) > 0
 	}
 	if dir, at := c.textAt("", below(section, "bin_dir")...); dir != "" {
 		// The single one takes the place of the default, written out or not, and of none.
 		if len(binDirs) == 0 || slices.Equal(binDirs, []string{usual}) {
-			return []string{dir}, confDir, at, confPlace, false
+			return []string{dir}, confDir, at, confPlace, given
 		}
 		both = true
 	}

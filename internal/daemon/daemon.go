@@ -145,35 +145,58 @@ func (d *Client) Health(ctx context.Context, snapshotter string) error {
 	return health(version, plugins, snapshotter)
 }
 
-// health holds the plugins against what a daemon of that version needs for CRI: one
-// plugin up to 1.7, three from 2.0 on (containerd docs/containerd-2.0.md).
-func health(version string, plugins []Plugin, snapshotter string) error {
-	type wanted struct{ what, kind, id string }
-	cri := wanted{"CRI plugin", "io.containerd.grpc.v1", "cri"}
-	want := []wanted{cri}
+// PluginNeed is a plugin without which the daemon cannot serve a kubelet.
+type PluginNeed struct {
+	What string // e.g. "CRI image plugin"
+	Type string
+	ID   string
+}
+
+// CRINeeds are the plugins that CRI consists of in a daemon of that version: one up to
+// 1.7, three from 2.0 on (containerd docs/containerd-2.0.md).
+func CRINeeds(version string, plugins []Plugin) []PluginNeed {
+	cri := PluginNeed{"CRI plugin", "io.containerd.grpc.v1", "cri"}
 	split := slices.ContainsFunc(plugins, func(p Plugin) bool { return p.Type == "io.containerd.cri.v1" })
 	if major, _, _ := strings.Cut(version, "."); split || atLeast(major, 2) {
-		want = []wanted{
+		return []PluginNeed{
 			{"CRI image plugin", "io.containerd.cri.v1", "images"},
 			{"CRI runtime plugin", "io.containerd.cri.v1", "runtime"},
 			cri,
 		}
 	}
-	// Proxy plugins register as snapshotters too, under their own names. The snapshotter
-	// comes first, since CRI's own complaint is often about it.
-	want = append([]wanted{{"snapshotter", "io.containerd.snapshotter.v1", snapshotter}}, want...)
+	return []PluginNeed{cri}
+}
 
+// SnapshotterNeed is the plugin of a snapshotter. Proxy plugins register as snapshotters
+// too, under their own names.
+func SnapshotterNeed(name string) PluginNeed {
+	return PluginNeed{"snapshotter", "io.containerd.snapshotter.v1", name}
+}
+
+// Name is TYPE.ID, as "ctr plugins ls" and log lines have it.
+func (w PluginNeed) Name() string { return w.Type + "." + w.ID }
+
+// Of is that plugin among those of a daemon, nil when it is not loaded.
+func (w PluginNeed) Of(plugins []Plugin) *Plugin {
+	i := slices.IndexFunc(plugins, func(p Plugin) bool { return p.Type == w.Type && p.ID == w.ID })
+	if i < 0 {
+		return nil
+	}
+	return &plugins[i]
+}
+
+// health holds the plugins against what a daemon of that version needs for CRI. The
+// snapshotter comes first, since CRI's own complaint is often about it.
+func health(version string, plugins []Plugin, snapshotter string) error {
 	var errs []error
-	for _, w := range want {
-		name := w.kind + "." + w.id
-		i := slices.IndexFunc(plugins, func(p Plugin) bool { return p.Type == w.kind && p.ID == w.id })
-		switch {
-		case i < 0:
-			errs = append(errs, fmt.Errorf("containerd's %s %s is not loaded: disabled_plugins names it, or this build lacks it", w.what, name))
-		case plugins[i].State == StateSkip:
-			errs = append(errs, fmt.Errorf("containerd's %s %s was skipped: %s", w.what, name, plugins[i].Err))
-		case plugins[i].State != StateOK:
-			errs = append(errs, fmt.Errorf("containerd's %s %s failed: %s", w.what, name, plugins[i].Err))
+	for _, w := range append([]PluginNeed{SnapshotterNeed(snapshotter)}, CRINeeds(version, plugins)...) {
+		switch p := w.Of(plugins); {
+		case p == nil:
+			errs = append(errs, fmt.Errorf("containerd's %s %s is not loaded: disabled_plugins names it, or this build lacks it", w.What, w.Name()))
+		case p.State == StateSkip:
+			errs = append(errs, fmt.Errorf("containerd's %s %s was skipped: %s", w.What, w.Name(), p.Err))
+		case p.State != StateOK:
+			errs = append(errs, fmt.Errorf("containerd's %s %s failed: %s", w.What, w.Name(), p.Err))
 		}
 	}
 	return errors.Join(errs...)

@@ -276,6 +276,42 @@ func TestRealDaemon(t *testing.T) {
 		wantReady(ctx, t, d, got[0].Name)
 	})
 
+	t.Run("what is there of the images", func(t *testing.T) {
+		all, err := d.ImageStates(ctx, "", "linux/amd64", "native")
+		if err != nil || len(all) < 3 {
+			t.Fatalf("got %+v, %v", all, err)
+		}
+		for _, s := range all {
+			if !s.Complete || s.Artifact || !slices.Equal(s.Platforms, []string{"linux/amd64"}) || s.Missing != nil {
+				t.Errorf("%+v, want it complete", s)
+			}
+		}
+		const multi = "registry.example.com/multi:1"
+		one, err := d.ImageStates(ctx, "k8s.io", "linux/arm64", "native", multi)
+		if err != nil || len(one) != 1 || one[0].Name != multi || one[0].Complete || len(one[0].Missing) != 1 {
+			t.Errorf("for another platform: %+v, %v", one, err)
+		}
+		if none, err := d.ImageStates(ctx, "default", "", ""); err != nil || len(none) != 0 {
+			t.Errorf("in a namespace without images: %+v, %v", none, err)
+		}
+		if all, err := d.Namespaces(ctx); err != nil || !slices.Contains(all, "k8s.io") {
+			t.Errorf("namespaces %v, %v", all, err)
+		}
+	})
+
+	t.Run("deprecations", func(t *testing.T) {
+		all, err := d.Deprecations(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, w := range all {
+			t.Logf("%+v", w)
+			if !strings.HasPrefix(w.ID, "io.containerd.deprecation/") || w.Message == "" || w.Last.IsZero() {
+				t.Errorf("%+v", w)
+			}
+		}
+	})
+
 	t.Run("after an upload that broke off", func(t *testing.T) {
 		big := func(text string) []byte {
 			return dockerArchive(t, "big:1", strings.Repeat(text, 1<<20), linux("amd64"))

@@ -220,10 +220,14 @@ type Space struct {
 	// Available bytes for nodeprep: those free to unprivileged users, so that the
 	// reserve stays what it is for.
 	Available uint64
+	// Total is what unprivileged users have in all, used and available.
+	Total uint64
 	// Inodes free; 0 with NoInodes where the filesystem does not count them (btrfs).
-	Inodes   uint64
-	NoInodes bool
-	ReadOnly bool
+	Inodes uint64
+	// TotalInodes are the free and the used ones.
+	TotalInodes uint64
+	NoInodes    bool
+	ReadOnly    bool
 }
 
 // SpaceAt looks at the filesystem of p or, where p does not exist, of its nearest
@@ -249,7 +253,8 @@ func (r *Root) SpaceAt(p string) (Space, error) {
 		}
 		return Space{
 			Device: uint64(fi.Dev), Available: st.Bavail * uint64(st.Bsize),
-			Inodes: st.Ffree, NoInodes: st.Files == 0, ReadOnly: readOnly(&st),
+			Total:  (st.Blocks - st.Bfree + st.Bavail) * uint64(st.Bsize),
+			Inodes: st.Ffree, TotalInodes: st.Files, NoInodes: st.Files == 0, ReadOnly: readOnly(&st),
 		}, nil
 	}
 }

@@ -48,15 +48,28 @@ type Host struct {
 	// Run runs a command to its end or to the context's; its error is *ExitError when
 	// the command itself failed.
 	Run func(ctx context.Context, cmd Cmd) (Output, error)
+	// Label is the SELinux label of the file at p below Root, "" where it has none.
+	Label func(p string) (string, error)
 	// Now is the clock.
 	Now func() time.Time
 	// UID is the effective user.
 	UID int
+	// Uname asks the running kernel, which is not the root's where that is an image.
+	Uname func() (Uname, error)
+	// PageSize is the running kernel's, in bytes (getauxval(3), AT_PAGESZ).
+	PageSize int
+	// SpaceAt is Root.SpaceAt.
+	SpaceAt func(p string) (Space, error)
+	// DirTypes is Root.DirTypes.
+	DirTypes func(p string) (typed, found bool, err error)
 }
 
 // New returns the machine that nodeprep runs on, with root as its root directory.
 func New(root *Root) *Host {
-	return &Host{Root: root, Run: run, Now: time.Now, UID: os.Geteuid()}
+	return &Host{
+		Root: root, Run: run, Label: root.label, Now: time.Now, UID: os.Geteuid(), Uname: uname, PageSize: os.Getpagesize(),
+		SpaceAt: root.SpaceAt, DirTypes: root.DirTypes,
+	}
 }
 
 func run(ctx context.Context, cmd Cmd) (Output, error) {

@@ -122,3 +122,19 @@ func TestSpaceAtAMissingPath(t *testing.T) {
 		t.Errorf("%+v, %v", s, err)
 	}
 }
+
+func TestDirTypes(t *testing.T) {
+	r := tree(t, nil, "a/b")
+	if typed, found, err := r.DirTypes("/a"); err != nil || !found || !typed {
+		t.Errorf("a folder with a file: %v, %v, %v; want the file's type", typed, found, err)
+	}
+	if err := os.Remove(filepath.Join(r.Dir(), "a/b")); err != nil {
+		t.Fatal(err)
+	}
+	if _, found, err := r.DirTypes("/a"); err != nil || found {
+		t.Errorf("an empty folder: found %v, %v; want that it cannot tell", found, err)
+	}
+	if _, _, err := r.DirTypes("/none"); err == nil {
+		t.Error("a folder that is not there: want an error")
+	}
+}

@@ -1,12 +1,15 @@
 package host
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	securejoin "github.com/cyphar/filepath-securejoin"
+	"golang.org/x/sys/unix"
 )
 
 // Root is the root directory of a host: "/" or a mounted image. Every path given to
@@ -113,4 +116,22 @@ func (r *Root) ReadDir(p string) ([]fs.DirEntry, error) {
 		return nil, err
 	}
 	return os.ReadDir(real)
+}
+
+// label reads the extended attribute that holds a file's SELinux label (selinux(8),
+// xattr(7)).
+func (r *Root) label(p string) (string, error) {
+	real, err := r.Resolve(p)
+	if err != nil {
+		return "", err
+	}
+	buf := make([]byte, 4096)
+	size, err := unix.Getxattr(real, "security.selinux", buf)
+	switch {
+	case errors.Is(err, unix.ENODATA), errors.Is(err, unix.ENOTSUP):
+		return "", nil
+	case err != nil:
+		return "", &fs.PathError{Op: "getxattr", Path: p, Err: err}
+	}
+	return strings.TrimRight(string(buf[:size]), "\x00"), nil
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"gopkg.in/yaml.v3"
 
+	"github.com/nodeprep/nodeprep/checks"
 	"github.com/nodeprep/nodeprep/internal/diag"
 )
 
@@ -23,7 +24,7 @@ const (
 	exitDone      = 0
 	exitFailed    = 1 // it failed, and the host is as it was before
 	exitUsage     = 2 // wrong usage, or an invalid profile
-	exitDiffers   = 3 // plan and status: something differs
+	exitDiffers   = 3 // plan, status: something differs; check, apply's audit: a required check failed
 	exitStranded  = 4 // it failed and the host could not be brought back
 	profileOnNode = "/etc/nodeprep/profile.yaml"
 )
@@ -89,6 +90,13 @@ func (e *invalidError) Error() string {
 	return fmt.Sprintf("invalid profile: %d faults", n)
 }
 
+// auditError is an apply that was done and whose audit failed: exit code 3.
+type auditError struct{ failed int }
+
+func (e *auditError) Error() string {
+	return "done, but the audit afterwards failed: " + plural(e.failed, "finding") + " of required checks"
+}
+
 // codeError ends a run with a code and without a message: what is to be said has
 // been printed as the result.
 type codeError struct{ code int }
@@ -122,7 +130,6 @@ containerd, runc and the CNI plugins, starts the daemon and proves that it works
 		},
 	}
 	root.SuggestionsMinimumDistance = 2
-	root.SetVersionTemplate("nodeprep {{.Version}}\n")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usagef("%w; %s --help lists the flags", err, cmd.CommandPath())
 	})
@@ -131,10 +138,14 @@ containerd, runc and the CNI plugins, starts the daemon and proves that it works
 	f.StringVar(&a.root, "root", "/", "the host's root `DIR`, for mounted images and chroots")
 	f.StringArrayVar(&a.artifacts, "artifacts", nil, "a `DIR` of upstream-named release files (repeatable)")
 	f.BoolVar(&a.offline, "offline", false, "use no network at all")
-	f.StringVarP(&a.output, "output", "o", "text", "text, json or yaml")
+	f.StringVarP(&a.output, "output", "o", "text", "text, json or yaml; for check also junit")
 	f.StringVar(&a.color, "color", "auto", "auto, always or never")
+	complete(root, "output", func(cmd *cobra.Command, _ []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		return formats(cmd), cobra.ShellCompDirectiveNoFileComp
+	})
+	complete(root, "color", cobra.FixedCompletions([]cobra.Completion{"auto", "always", "never"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(a.initCommand(), a.validateCommand(), a.renderCommand(), a.planCommand(), a.applyCommand(),
-		a.statusCommand(), a.rollbackCommand(), a.recoverCommand(), a.uninstallCommand(), a.versionCommand(), a.schemaCommand())
+		a.checkCommand(), a.statusCommand(), a.rollbackCommand(), a.recoverCommand(), a.uninstallCommand(), a.versionCommand(), a.schemaCommand())
 	return root
 }
 
@@ -146,10 +157,22 @@ func oneOf(flag, value string, allowed ...string) error {
 	return usagef("--%s %q: want %s", flag, value, strings.Join(allowed, ", "))
 }
 
+// alsoFormats annotates a verb with a format that it has beside those of all.
+const alsoFormats = "formats"
+
+// formats are those of a verb's results.
+func formats(cmd *cobra.Command) []string {
+	out := []string{"text", "json", "yaml"}
+	if also := cmd.Annotations[alsoFormats]; also != "" {
+		out = append(out, also)
+	}
+	return out
+}
+
 func (a *app) checkFlags(cmd *cobra.Command) error {
 	// completion and help come from cobra and print scripts and text.
 	a.structured = a.output == "json" || a.output == "yaml"
-	return errors.Join(oneOf("output", a.output, "text", "json", "yaml"), oneOf("color", a.color, "auto", "always", "never"))
+	return errors.Join(oneOf("output", a.output, formats(cmd)...), oneOf("color", a.color, "auto", "always", "never"))
 }
 
 // noArgs and its kin refuse surplus arguments as wrong usage.
@@ -187,7 +210,12 @@ func (a *app) finish(args []string, err error) int {
 			fmt.Fprintln(a.stdio.err, p.diagnostic(d))
 		}
 	}
-	fmt.Fprintf(a.stdio.err, "%s %s\n", p.red("nodeprep:"), err)
+	message := err.Error()
+	if failed, ok := errors.AsType[*checks.FailedError](err); ok && failed.Error() == message {
+		printBlocks(a.stdio.err, p, failed.Report, checks.Fail)
+		message = fmt.Sprintf("%s failed: %s of required checks; nothing was changed", failed.Stage, plural(len(failed.Report), "finding"))
+	}
+	fmt.Fprintf(a.stdio.err, "%s %s\n", p.red("nodeprep:"), message)
 	return code
 }
 

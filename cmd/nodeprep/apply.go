@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -30,6 +31,7 @@ type applyResult struct {
 	// Journal is how much of the phases went into keeping the journal.
 	Journal   time.Duration `json:"journal,omitempty"` // nanoseconds
 	Preflight checks.Report `json:"preflight,omitempty"`
+	Audit     checks.Report `json:"audit,omitempty"`
 	Warnings  diag.List     `json:"warnings,omitempty"`
 }
 
@@ -43,7 +45,10 @@ func (a *app) applyCommand() *cobra.Command {
 		Short: "Make the host what the profile says",
 		Long: `apply stages and verifies everything beside its place, then commits by renames, restarts only what the
 changes ask for, and proves that the daemon works. When something fails, the host is put back as it was.
-With an empty plan it does nothing at all.`,
+With an empty plan it does nothing at all.
+
+The preflight checks run before anything is changed, and one that fails stops the run; --skip makes it a warning. The audit checks
+run when all is done: one that fails ends the run with exit code 3, and the host stays changed. nodeprep check runs both at any time.`,
 		Example: `  sudo nodeprep apply -f node.yaml
   sudo nodeprep apply -f node.yaml --artifacts ./artifacts --offline
   nodeprep apply -f node.yaml --root /mnt/image --artifacts ./artifacts`,
@@ -51,11 +56,15 @@ With an empty plan it does nothing at all.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.apply(cmd.Context(), o, skip) },
 	}
 	o.register(a, cmd)
-	cmd.Flags().StringArrayVar(&skip, "skip", nil, "demote a preflight check to a warning, by its `ID` or a pattern with * (repeatable)")
+	cmd.Flags().StringArrayVar(&skip, "skip", nil, "make a check's failure a warning, by its `ID` or a pattern with * (repeatable)")
+	complete(cmd, "skip", checkIDs)
 	return cmd
 }
 
 func (a *app) apply(ctx context.Context, o planFlags, skip []string) error {
+	if err := knownIDs("skip", skip); err != nil {
+		return err
+	}
 	t, err := a.open()
 	if err != nil {
 		return err
@@ -95,6 +104,7 @@ func (a *app) apply(ctx context.Context, o planFlags, skip []string) error {
 		return err
 	}
 	progress := a.progress()
+	skip = slices.Concat(skip, p.spec.SkipChecks)
 	opt := install.ApplyOptions{
 		DiffOptions: diffing,
 		Version:     versionString(),
@@ -102,14 +112,17 @@ func (a *app) apply(ctx context.Context, o planFlags, skip []string) error {
 		Profile:     p.flat,
 		Artifacts:   store,
 		Observer:    progress,
-		Preflight: func(ctx context.Context) error {
-			result.Preflight = checks.Run(ctx, checks.Preflight, checks.Target{Host: p.host, Facts: p.facts, Spec: p.spec},
-				append(skip, p.spec.SkipChecks...))
+		Preflight: func(ctx context.Context) (err error) {
+			b := basis{facts: p.facts, spec: p.spec, receipt: p.receipt, applying: true}
+			result.Preflight, err = a.runChecks(ctx, p.target, b, checks.Selection{Stages: []checks.Stage{checks.Preflight}, Skip: skip})
+			if err != nil {
+				return err
+			}
 			for _, line := range preflightNotes(result.Preflight) {
 				progress.say("%s", progress.paint.yellow(line))
 			}
 			if failed := result.Preflight.Failed(); len(failed) > 0 {
-				return &checks.FailedError{Report: failed}
+				return &checks.FailedError{Stage: checks.Preflight, Report: failed}
 			}
 			return nil
 		},
@@ -132,6 +145,28 @@ func (a *app) apply(ctx context.Context, o planFlags, skip []string) error {
 	if !a.structured {
 		a.printApplied(p, done)
 	}
+	return a.audit(ctx, p, result, skip)
+}
+
+// audit looks at the host that was changed, by what is there now. The change stands,
+// whatever it finds.
+func (a *app) audit(ctx context.Context, p *prepared, result *applyResult, skip []string) error {
+	_, facts := a.facts(p.root)
+	b := basis{facts: facts, spec: p.spec}
+	var err error
+	if b.receipt, err = readReceipt(p.root); err == nil {
+		result.Audit, err = a.runChecks(ctx, p.target, b, checks.Selection{Stages: []checks.Stage{checks.Audit}, Skip: skip})
+	}
+	if err != nil {
+		a.note("done, but not audited: %v", err)
+		return nil
+	}
+	if !a.structured {
+		a.printAudit(p.root, result.Audit)
+	}
+	if failed := result.Audit.Failed(); len(failed) > 0 {
+		return &auditError{len(failed)}
+	}
 	return nil
 }
 
@@ -143,11 +178,10 @@ func (a *app) privileged(ctx context.Context) error {
 		return err
 	}
 	if h := host.New(root); root.Live() && h.UID != 0 {
-		report := checks.Run(ctx, checks.Preflight, checks.Target{Host: h}, nil)
-		for _, f := range report.Failed() {
-			if f.ID == checks.Privilege {
-				return &checks.FailedError{Report: checks.Report{f}}
-			}
+		n := checks.NewNode(ctx, checks.Outside{Host: h, Live: true, Applying: true, Env: a.env})
+		report := checks.Run(ctx, n, checks.Selection{Only: []string{checks.Privilege}})
+		if failed := report.Failed(); len(failed) > 0 {
+			return &checks.FailedError{Stage: checks.Preflight, Report: failed}
 		}
 	}
 	return nil
@@ -160,11 +194,7 @@ func preflightNotes(report checks.Report) []string {
 		if f.Verdict != checks.Warn && f.Verdict != checks.Unknown {
 			continue
 		}
-		line := fmt.Sprintf("preflight %s: %s: %s", f.ID, f.Verdict, f.Observed)
-		if f.Wanted != "" {
-			line += ", wanted: " + f.Wanted
-		}
-		lines = append(lines, line)
+		lines = append(lines, fmt.Sprintf("preflight %s: %s: %s", f.ID, f.Verdict, oneLine(f.String())))
 	}
 	return lines
 }

@@ -85,6 +85,17 @@ func scriptLine(place, line string) string {
 		} else {
 			args = append(args, "--root", "used")
 		}
+	case "check":
+		// What it says of this machine is not the documentation's concern.
+		if i := slices.Index(args, "--root"); i >= 0 {
+			args[i+1] = "used"
+		} else {
+			args = append(args, "--root", "used")
+		}
+		if !slices.Contains(args, "--offline") {
+			args = append(args, "--offline")
+		}
+		codes = "0,3"
 	case "plan", "apply", "status":
 		rooted := false
 		for i, a := range args {

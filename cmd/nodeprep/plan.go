@@ -375,6 +375,9 @@ func exitCode(err error) int {
 	if e, ok := errors.AsType[*codeError](err); ok {
 		return e.code
 	}
+	if _, ok := errors.AsType[*auditError](err); ok {
+		return exitDiffers
+	}
 	if _, ok := errors.AsType[*usageError](err); ok {
 		return exitUsage
 	}

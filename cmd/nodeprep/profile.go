@@ -133,7 +133,7 @@ func (a *app) resolve(p *profiles.Profile, facts profiles.Facts, now time.Time) 
 	if list.HasErrors() {
 		return nil, &invalidError{list}
 	}
-	list = append(list, supportNotes(spec, now)...)
+	list = append(append(list, supportNotes(spec, now)...), skipNotes(spec)...)
 	a.warn(list)
 	return spec, nil
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/nodeprep/nodeprep/checks"
 	"github.com/nodeprep/nodeprep/profiles"
 )
 
@@ -23,7 +24,9 @@ var update = flag.Bool("update", false, "write the generated references anew")
 // The references are made from the program and kept in the tree, so that they can be
 // read there; this test keeps them true.
 func TestReferencesAreCurrent(t *testing.T) {
-	for name, make := range map[string]func(*testing.T) []byte{"cli.md": cliReference, "profile.md": profileReference} {
+	for name, make := range map[string]func(*testing.T) []byte{
+		"cli.md": cliReference, "profile.md": profileReference, "checks.md": checksReference,
+	} {
 		t.Run(name, func(t *testing.T) {
 			path := filepath.Join("..", "..", "docs", name)
 			want := make(t)
@@ -54,8 +57,8 @@ func cliReference(*testing.T) []byte {
 			verb(&b, c)
 		}
 	}
-	b.WriteString("\n## Exit codes\n\n| code | meaning |\n|---|---|\n| 0 | done, or nothing to do |\n| 1 | it failed, and the host is as it was before |\n" +
-		"| 2 | wrong usage, or an invalid profile |\n| 3 | `plan`, `status`: something differs |\n| 4 | it failed and the host could not be brought back, or an uninstall could not remove everything: what is where is printed |\n" +
+	b.WriteString("\n## Exit codes\n\n| code | meaning |\n|---|---|\n| 0 | done, or nothing to do, or all required checks passed |\n| 1 | it failed, and the host is as it was before |\n" +
+		"| 2 | wrong usage, or an invalid profile |\n| 3 | `plan`, `status`: something differs; `check`: a required check failed; `apply`: done, but the audit afterwards failed |\n| 4 | it failed and the host could not be brought back, or an uninstall could not remove everything: what is where is printed |\n" +
 		"\nCode 0 of a verb that changes the host means that it is changed, also where the result could not be written, as to a full disk: that is said on standard error. A verb that only prints ends with 1 then.\n")
 	return b.Bytes()
 }
@@ -72,6 +75,55 @@ func verb(b *bytes.Buffer, c *cobra.Command) {
 		b.WriteString("\n")
 		flags(b, c.LocalNonPersistentFlags())
 	}
+}
+
+func checksReference(*testing.T) []byte {
+	var b bytes.Buffer
+	all := checks.Catalogue()
+	fmt.Fprintf(&b, `# The checks
+
+Generated from the program; do not edit. `+"`nodeprep check --list -o json`"+` has the same for machines.
+
+%d checks look at a host: those of the stage preflight before an install, those of the stage audit at a provisioned node. `+"`nodeprep check`"+`
+runs both at any time, also on hosts that nodeprep did not provision; `+"`nodeprep apply`"+` runs preflight first and audit last.
+
+A required check that does not hold fails (exit code 3), a recommended one warns. A check is skipped, and says so, where something
+that it needs is not there: another check that holds, or one of these facts:
+
+| fact | meaning |
+|---|---|
+`, len(all))
+	for _, fact := range [][2]string{
+		{checks.NeedLive, "the running system, not an image under --root"},
+		{checks.NeedProfile, "a profile, or the receipt of an apply, which has one"},
+		{checks.NeedReceipt, "nodeprep provisioned this host"},
+		{checks.NeedSystemd, "systemd answers on D-Bus"},
+		{checks.NeedProcess, "a containerd runs"},
+		{checks.NeedKubelet, "the host has a kubelet's configuration"},
+		{checks.NeedNetwork, "the network may be used: not with --offline"},
+	} {
+		fmt.Fprintf(&b, "| %s | %s |\n", fact[0], fact[1])
+	}
+	b.WriteString(`
+What could not be found out is unknown, with the reason, and never counts as passed. IDs are stable: ` + "`--skip`" + ` and a profile's
+` + "`checks.skip`" + ` make a failure a warning by them, and ` + "`--only`" + ` runs some alone; ` + "`'unit/*'`" + ` is a whole family.
+`)
+	last := ""
+	for _, c := range all {
+		if family(c.ID) != last {
+			last = family(c.ID)
+			fmt.Fprintf(&b, "\n## %s\n", last)
+		}
+		fmt.Fprintf(&b, "\n### %s\n\n%s, %s. %s\n", c.ID, c.Severity, c.Stage, c.Why)
+		fmt.Fprintf(&b, "\n- source: %s\n", c.Source)
+		if len(c.Needs) > 0 {
+			fmt.Fprintf(&b, "- needs: %s\n", strings.Join(c.Needs, ", "))
+		}
+		if c.Remedy != "" {
+			fmt.Fprintf(&b, "- remedy: %s\n", strings.ReplaceAll(c.Remedy, "\n", "\n  "))
+		}
+	}
+	return b.Bytes()
 }
 
 func unindent(s string) string {

@@ -15,6 +15,7 @@ import (
 	"github.com/nodeprep/nodeprep/install/release"
 	"github.com/nodeprep/nodeprep/internal/desired"
 	"github.com/nodeprep/nodeprep/internal/diag"
+	"github.com/nodeprep/nodeprep/internal/elf"
 	"github.com/nodeprep/nodeprep/systemd"
 )
 
@@ -101,7 +102,7 @@ func verifyProgram(l release.Located, arch string) error {
 	if got := hex.EncodeToString(h.Sum(nil)); got != l.SHA256 {
 		return &release.DigestError{File: l.Path, Got: got, Want: l.SHA256, From: l.SHA256From}
 	}
-	if _, err := release.CheckELF(f, arch); err != nil {
+	if _, err := elf.Read(f, arch); err != nil {
 		return fmt.Errorf("verify %s: %w", l.Path, err)
 	}
 	return nil

@@ -84,7 +84,7 @@ func (a *app) findings(ctx context.Context, name string) diag.List {
 	if list.HasErrors() {
 		return list
 	}
-	list = append(list, supportNotes(spec, time.Now())...)
+	list = append(append(list, supportNotes(spec, time.Now())...), skipNotes(spec)...)
 	_, more, _ = desiredState(spec, nil)
 	return append(list, more...)
 }

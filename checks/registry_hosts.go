@@ -22,6 +22,7 @@ import (
 	"github.com/sirupsen/logrus"
 
 	"github.com/nodeprep/nodeprep/internal/releases"
+	"github.com/nodeprep/nodeprep/internal/spelling"
 )
 
 // hostsName is the one name under which containerd reads a registry's hosts.
@@ -146,10 +147,7 @@ func endpointKeys() []string {
 
 // meant is the key that somebody wrote another name of, "" where nobody can tell.
 func meantKey(key string, known []string) string {
-	fold := func(s string) string {
-		return strings.NewReplacer("_", "", "-", "", ".", "").Replace(strings.ToLower(s))
-	}
-	switch fold(key) {
+	switch strings.ToLower(strings.NewReplacer("_", "", "-", "", ".", "").Replace(key)) {
 	case "insecure", "insecureskipverify", "tlsskipverify", "skiptlsverify":
 		return "skip_verify"
 	case "cacert", "cacerts", "cafile", "capath", "cas":
@@ -159,34 +157,7 @@ func meantKey(key string, known []string) string {
 	case "timeout":
 		return "dial_timeout"
 	}
-	best, least := "", 3
-	for _, k := range known {
-		if d := distance(fold(key), fold(k)); d < least {
-			best, least = k, d
-		}
-	}
-	return best
-}
-
-// distance counts the letters to add, drop or change (Levenshtein).
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		last := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			d := last
-			if a[i] != b[j] {
-				d++
-			}
-			last = row[j+1]
-			row[j+1] = min(d, row[j]+1, last+1)
-		}
-	}
-	return row[len(b)]
+	return spelling.Nearest(key, known)
 }
 
 // hostsReader reads one hosts.toml as a containerd of a release does.

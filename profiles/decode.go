@@ -14,6 +14,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"github.com/nodeprep/nodeprep/internal/diag"
+	"github.com/nodeprep/nodeprep/internal/spelling"
 )
 
 // field is a struct field of the profile as its tags describe it.
@@ -281,7 +282,7 @@ func (d *decoder) unknown(p pair, at string, fields []field) {
 	if d.guesses++; d.guesses <= maxGuesses {
 		hint = meant(p.key, keys)
 	}
-	if sensitive(at) && nearest(p.key, keys) == "" {
+	if sensitive(at) && spelling.Nearest(p.key, keys) == "" {
 		// It may be the secret itself, which is not repeated.
 		hint = "known here: " + strings.Join(keys, ", ")
 		if secretValue(at) {
@@ -295,7 +296,7 @@ func (d *decoder) unknown(p pair, at string, fields []field) {
 
 // meant guesses which of the keys of a level, or of another one, a user was after.
 func meant(key string, keys []string) (hint string) {
-	if k := nearest(key, keys); k != "" {
+	if k := spelling.Nearest(key, keys); k != "" {
 		return "did you mean " + k + "?"
 	}
 	if places := placesOf(key); len(places) > 0 {
@@ -322,7 +323,7 @@ func placesOf(key string) []string {
 			walk(t.Elem(), join(at, "NAME"), depth)
 		case reflect.Struct:
 			for _, f := range fieldsOf(t) {
-				if fold(f.key) == fold(key) {
+				if spelling.Same(f.key, key) {
 					out = append(out, join(at, f.key))
 				}
 				walk(f.typ, join(at, f.key), depth+1)
@@ -434,7 +435,7 @@ func (d *decoder) text(n *node, at string, f field) (string, bool) {
 			return s, true
 		}
 		hint := ""
-		if e := nearest(s, f.enum); e != "" {
+		if e := spelling.Nearest(s, f.enum); e != "" {
 			hint = "did you mean " + e + "?"
 		}
 		d.fault(n, at, hint, "unknown value %s, want %s", quote(s), choices(f.enum))

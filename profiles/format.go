@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nodeprep/nodeprep/internal/releases"
+	"github.com/nodeprep/nodeprep/internal/spelling"
 )
 
 // format is the rule for a kind of text.
@@ -145,7 +146,7 @@ func checkArch(s string) (problem, hint string) {
 	if a := foreignArch(s); a != "" {
 		return problem, "did you mean " + a + "?"
 	}
-	if a := nearest(s, arches()); a != "" {
+	if a := spelling.Nearest(s, arches()); a != "" {
 		return problem, "did you mean " + a + "?"
 	}
 	return problem, ""
@@ -278,7 +279,7 @@ func checkSource(s string) (problem, hint string) {
 	known := []string{"{component}", "{version}", "{arch}", "{file}"}
 	for _, p := range placeholder.FindAllString(s, -1) {
 		if !slices.Contains(known, p) {
-			if n := nearest(p, known); n != "" {
+			if n := spelling.Nearest(p, known); n != "" {
 				hint = "did you mean " + n + "?"
 			}
 			return fmt.Sprintf("unknown placeholder %s, want %s", p, choices(known)), hint

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/nodeprep/nodeprep/internal/diag"
+	"github.com/nodeprep/nodeprep/internal/spelling"
 )
 
 // Loader loads profiles from wherever Read finds them.
@@ -152,7 +153,7 @@ func hintNames(name string) string {
 	if strings.ContainsAny(name, "/.") {
 		return ""
 	}
-	if s := nearest(name, BuiltIns()); s != "" {
+	if s := spelling.Nearest(name, BuiltIns()); s != "" {
 		return "did you mean " + s + "? The built-ins are " + choices(BuiltIns())
 	}
 	return "the built-ins are " + choices(BuiltIns())

@@ -10,6 +10,7 @@ import (
 
 	"github.com/nodeprep/nodeprep/internal/diag"
 	"github.com/nodeprep/nodeprep/internal/releases"
+	"github.com/nodeprep/nodeprep/internal/spelling"
 )
 
 // runcPath is where nodeprep installs runc, upstream's place for it.
@@ -337,7 +338,7 @@ func (r *resolver) runtimes() {
 	}
 	if !slices.Contains(names, s.DefaultRuntime) && !r.p.faulty["containerd.runtimes"] {
 		hint := "declare it under containerd.runtimes"
-		if n := nearest(s.DefaultRuntime, names); n != "" {
+		if n := spelling.Nearest(s.DefaultRuntime, names); n != "" {
 			hint = "did you mean " + n + "?"
 		}
 		r.fault("containerd.defaultRuntime", hint, "there is no runtime %s; the node has %s", quote(s.DefaultRuntime), strings.Join(names, ", "))
@@ -393,7 +394,7 @@ func (r *resolver) snapshotter() {
 	}
 	hint := "declare it under containerd.proxyPlugins"
 	slices.Sort(known)
-	if n := nearest(s.Snapshotter, known); n != "" {
+	if n := spelling.Nearest(s.Snapshotter, known); n != "" {
 		hint = "did you mean " + n + "?"
 	}
 	r.fault("containerd.snapshotter", hint, "containerd %s has no snapshotter %s, and no proxy plugin has that name", v, quote(s.Snapshotter))

@@ -122,6 +122,9 @@ func (l *loader) unknownHint(n *node, k *known, path []string) string {
 			return "not read here: use " + display(to)
 		}
 	}
+	if line := l.cameWith(path); line != "" {
+		return "unknown to containerd " + l.rules.Line() + ": it came with " + line
+	}
 	if k != nil {
 		if name := nearest(path[len(path)-1], k); name != "" {
 			return "unknown to containerd " + l.rules.Line() + ": did you mean " + name + "?"
@@ -129,9 +132,6 @@ func (l *loader) unknownHint(n *node, k *known, path []string) string {
 	}
 	if to := l.namesake(path); to != nil {
 		return "not read here: use " + display(to)
-	}
-	if line := l.cameWith(path); line != "" {
-		return "unknown to containerd " + l.rules.Line() + ": it came with " + line
 	}
 	return "unknown to containerd " + l.rules.Line() + ": take it out"
 }

@@ -1,6 +1,12 @@
 package configtoml
 
-import "strings"
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/nodeprep/nodeprep/internal/spelling"
+)
 
 // spelt says whether a release's TOML library takes a key for the name of a setting:
 // go-toml v2 (2.x) in any case, v1 (1.x) in four.
@@ -50,39 +56,5 @@ func (c *Config) option(options *node, name string, builtin bool) *node {
 
 // nearest is the known key that a misspelt one is most likely meant to be, "" for none.
 func nearest(key string, k *known) string {
-	plain := func(s string) string {
-		return strings.NewReplacer("_", "", "-", "", ".", "").Replace(strings.ToLower(s))
-	}
-	best, least := "", 3
-	for name := range k.below {
-		d := distance(plain(key), plain(name))
-		if len(name) < 6 && d > 1 {
-			continue
-		}
-		if d < least || d == least && best != "" && name < best {
-			best, least = name, d
-		}
-	}
-	return best
-}
-
-// distance is how many letters differ, are missing or too many (Levenshtein).
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, diagonal+1)
-		}
-	}
-	return row[len(b)]
+	return spelling.Nearest(key, slices.Sorted(maps.Keys(k.below)))
 }

@@ -49,6 +49,7 @@ func binaryChecks() []Check {
 			ID: "binary/cni-plugins", Stage: Audit, Severity: Required,
 			Why:    "Every pod needs the loopback plugin and those that the network's configuration names; without one, none starts.",
 			Source: "CNI specification, Plugin execution; containerd internal/cri/server/service_linux.go",
+			Needs:  []string{"foreign/cni-conf"},
 			Remedy: "install the CNI plugins: cni.version in the profile, or the package that has them",
 			Run:    cniPresent,
 		},

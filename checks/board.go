@@ -51,7 +51,7 @@ func boardChecks() []Check {
 			ID: "board/storage", Stage: Preflight, Severity: Recommended,
 			Why:    "Image layers and container logs write much and at random places, for which SD cards and USB sticks are slow and wear out, and what is in memory is gone after a boot.",
 			Source: "k3s documentation, requirements, disks (SD cards and eMMC are too slow)",
-			Needs:  []string{NeedLive},
+			Needs:  []string{NeedLive, "host/backing-filesystem"},
 			Remedy: "put containerd's root on an SSD, with containerd.root or a mount",
 			Run:    single(storage),
 		},

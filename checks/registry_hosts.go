@@ -400,24 +400,26 @@ func (r *hostsReader) capabilities(e *endpoint) {
 	}
 	for _, c := range list {
 		name := strings.ToLower(c)
-		drop := fmt.Sprintf(`sed -i '%[1]d{s/"%[2]s"[[:space:]]*,[[:space:]]*//;s/[[:space:]]*,[[:space:]]*"%[2]s"//;s/"%[2]s"//}' %[3]s`,
-			r.lineOf(k.line, `"`+c+`"`), sedPattern(c), r.word)
+		line := r.lineOf(k.line, `"`+c+`"`, "'"+c+"'")
+		// Either kind of quotes, in a script that is in quotes itself.
+		item := `["'\'']` + sedPattern(c) + `["'\'']`
+		drop := fmt.Sprintf(`sed -i '%[1]d{s/%[2]s[[:space:]]*,[[:space:]]*//;s/[[:space:]]*,[[:space:]]*%[2]s//;s/%[2]s//}' %[3]s`, line, item, r.word)
 		switch {
 		case name == "referrers" && r.before(releases.ReferrersSupported):
-			r.fault(r.lineOf(k.line, c), drop, "pull, resolve or push",
+			r.fault(line, drop, "pull, resolve or push",
 				"containerd %s does not know the capability referrers, and so ignores the whole file", r.release)
 		case !slices.Contains([]string{"pull", "resolve", "push", "referrers"}, name):
-			r.fault(r.lineOf(k.line, c), drop, "pull, resolve, push or referrers", "unknown capability %q: the whole file is ignored", c)
+			r.fault(line, drop, "pull, resolve, push or referrers", "unknown capability %q: the whole file is ignored", c)
 		default:
 			e.caps = append(e.caps, name)
 		}
 	}
 }
 
-// lineOf is the first line from one on that has a text; a list may go over several.
-func (r *hostsReader) lineOf(from int, text string) int {
+// lineOf is the first line from one on that has one of the texts; a list may go over several.
+func (r *hostsReader) lineOf(from int, texts ...string) int {
 	for i := max(from, 1); i <= len(r.lines); i++ {
-		if strings.Contains(r.lines[i-1], text) {
+		if slices.ContainsFunc(texts, func(text string) bool { return strings.Contains(r.lines[i-1], text) }) {
 			return i
 		}
 	}

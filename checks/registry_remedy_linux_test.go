@@ -19,6 +19,7 @@ func TestRegistryRemedies(t *testing.T) {
 		files       files
 	}{
 		"capability":            {"registry/hosts-toml", "2.4.2", files{"example.com/hosts.toml": sound + "capabilities = [\"pull\", \"list\"]\n"}},
+		"capability, in ticks":  {"registry/hosts-toml", "2.4.2", files{"example.com/hosts.toml": sound + "capabilities = ['pull', 'resolv']\n"}},
 		"capability, first":     {"registry/hosts-toml", "2.4.2", files{"example.com/hosts.toml": sound + "capabilities = [\"list\" , \"pull\"]\n"}},
 		"capability, alone":     {"registry/hosts-toml", "2.4.2", files{"example.com/hosts.toml": sound + "capabilities = [\n\"a.b/c\",\n\"pull\"\n]\n"}},
 		"referrers":             {"registry/hosts-toml", "1.7.35", files{"example.com/hosts.toml": sound + "capabilities = [\"pull\", \"Referrers\"]\n"}},

@@ -20,7 +20,8 @@ func TestClientOnRealDaemons(t *testing.T) {
 		t.Run("containerd "+n.containerd.Version, func(t *testing.T) {
 			m := start(t, inAll)
 			m.must("mkdir /root/release && tar xzf " + vm.ReleasesDir + "/" + n.containerd.Name() + "/*.tar.gz -C /root/release")
-			m.passes("/media/stick/daemon.test -containerd /root/release/bin/containerd -test.v -test.run Real", 1)
+			m.must("install " + vm.ReleasesDir + "/runc-" + n.runc + "-amd64/runc.amd64 /root/release/runc")
+			m.passes("/media/stick/daemon.test -containerd /root/release/bin/containerd -runc /root/release/runc -test.v -test.run Real", 2)
 		})
 	}
 }

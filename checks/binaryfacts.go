@@ -96,13 +96,18 @@ func (n *Node) installed(name string) string {
 // installed one before the one that the unit names, which may name a wrong one. "" is a
 // host that has no containerd and needs none.
 func (n *Node) daemonProgram() (p, by string) {
+	argv, place, err := n.ExecStart()
+	unit := err == nil && len(argv) > 0
 	if p := n.installed("containerd"); p != "" {
+		if unit && argv[0] == p {
+			return p, place
+		}
 		return p, "receipt"
 	}
 	if n.Spec != nil && n.Spec.Containerd.Installed() {
 		return systemd.Binary, "profile"
 	}
-	if argv, place, err := n.ExecStart(); err == nil && len(argv) > 0 {
+	if unit {
 		return argv[0], place
 	}
 	if p, err := n.Process(); err == nil && p.Exe != "" {

@@ -111,6 +111,12 @@ func remember[T any](n *Node, key string, ask func(ctx context.Context) (T, erro
 	}
 	n.mu.Unlock()
 	r.once.Do(func() {
+		// Who asks next gets what the first one got: also that asking broke.
+		defer func() {
+			if p := recover(); p != nil {
+				r.err = fmt.Errorf("asking for %s broke: %v", key, p)
+			}
+		}()
 		ctx, cancel := context.WithTimeout(n.ctx, factTime)
 		defer cancel()
 		r.v, r.err = ask(ctx)

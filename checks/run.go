@@ -143,8 +143,10 @@ func (r *running) look(ctx context.Context, n *Node, all map[string]*running) []
 			if !o.holds {
 				return skip("needs %s, which %s", need, o.became())
 			}
-		} else if missing := n.lacks(ctx, need); missing != nil {
-			return []Result{*missing}
+		} else if atHand(need) {
+			if missing := n.lacks(ctx, need); missing != nil {
+				return []Result{*missing}
+			}
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
@@ -156,13 +158,10 @@ func (r *running) look(ctx context.Context, n *Node, all map[string]*running) []
 				out <- unknown(fmt.Errorf("the check itself broke: %v", p))
 			}
 		}()
-		out <- r.check.Run(ctx, n)
+		out <- r.ask(ctx, n, all)
 	}()
 	select {
 	case results := <-out:
-		if len(results) == 0 {
-			return unknown(errors.New("the check itself broke: it says nothing"))
-		}
 		return results
 	case <-ctx.Done():
 		// A file on a server that is gone cannot be waited for: its reader is left behind.
@@ -173,6 +172,28 @@ func (r *running) look(ctx context.Context, n *Node, all map[string]*running) []
 		}
 		return unknown(fmt.Errorf("no answer in %v: %w", limit, context.Cause(ctx)))
 	}
+}
+
+// atHand are the facts that are known without asking anybody.
+func atHand(fact string) bool {
+	return slices.Contains([]string{NeedLive, NeedProfile, NeedReceipt, NeedNetwork}, fact)
+}
+
+// ask looks for the facts that the check needs, and runs it.
+func (r *running) ask(ctx context.Context, n *Node, all map[string]*running) []Result {
+	for _, need := range r.check.Needs {
+		if _, isCheck := all[need]; isCheck || atHand(need) {
+			continue
+		}
+		if missing := n.lacks(ctx, need); missing != nil {
+			return []Result{*missing}
+		}
+	}
+	results := r.check.Run(ctx, n)
+	if len(results) == 0 {
+		return unknown(errors.New("the check itself broke: it says nothing"))
+	}
+	return results
 }
 
 // became is the worst that was found, as a word.

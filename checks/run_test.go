@@ -170,6 +170,32 @@ func TestChecksThatBreak(t *testing.T) {
 	})
 }
 
+// What hangs while a fact is asked for, and what breaks there, is as bounded as a check.
+func TestFactsThatBreak(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		stuck := make(chan struct{})
+		hang := func(o *Outside) {
+			o.Live, o.Facts.SystemdInit = true, true
+			o.Units = func(context.Context) (Units, error) { <-stuck; return nil, errors.New("late") }
+		}
+		n := &Node{facts: map[string]any{}, ctx: t.Context()}
+		hang(&n.Outside)
+		got := verdicts(run(t.Context(), n, Selection{}, []Check{made("a/a", Pass, NeedSystemd), made("a/b", Pass, "a/a")}))
+		if !strings.Contains(got[0], "unknown: no answer in") || !strings.Contains(got[1], "skip: needs a/a") {
+			t.Errorf("%q", got)
+		}
+		close(stuck)
+		synctest.Wait()
+	})
+	n := fake(t, nil)
+	for range 2 {
+		_, err := remember(n, "weather", func(context.Context) (int, error) { panic("oh") })
+		if err == nil || !strings.Contains(err.Error(), "weather broke: oh") {
+			t.Errorf("a fact that broke is %v", err)
+		}
+	}
+}
+
 // The catalogue is what scripts, documents and the profile's checks.skip rely on.
 func TestCatalogue(t *testing.T) {
 	all := Catalogue()

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func tree(t *testing.T, links map[string]string, files ...string) *Root {
@@ -136,5 +138,30 @@ func TestDirTypes(t *testing.T) {
 	}
 	if _, _, err := r.DirTypes("/none"); err == nil {
 		t.Error("a folder that is not there: want an error")
+	}
+}
+
+// A pipe in place of a file must not keep anybody who looks at a host.
+func TestReadFileDoesNotWait(t *testing.T) {
+	dir := t.TempDir()
+	root, err := OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mkfifo(filepath.Join(dir, "pipe"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := root.ReadFile("/pipe"); err == nil || !strings.Contains(err.Error(), "is a pipe") {
+		t.Errorf("a pipe was read: %v", err)
+	}
+	live, err := OpenRoot("/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := live.ReadFile("/dev/zero"); err == nil {
+		t.Error("a device without an end was read")
+	}
+	if b, err := live.ReadFile("/dev/null"); err != nil || len(b) != 0 {
+		t.Errorf("/dev/null: %q, %v", b, err)
 	}
 }

@@ -3,6 +3,7 @@ package host
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -73,13 +74,28 @@ func (r *Root) Open(p string) (*os.File, error) {
 	return os.Open(real)
 }
 
-// ReadFile reads the file at p, links followed.
+// ReadFile reads the file at p, links followed. What has no end, or no beginning until
+// somebody writes, is not read: a named pipe, or a device other than /dev/null, which is
+// what masked files lead to.
 func (r *Root) ReadFile(p string) ([]byte, error) {
 	real, err := r.Resolve(p)
 	if err != nil {
 		return nil, err
 	}
-	return os.ReadFile(real)
+	// Else opening a pipe would wait for a writer.
+	f, err := os.OpenFile(real, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if kind := fi.Mode().Type(); kind&fs.ModeNamedPipe != 0 || kind&fs.ModeDevice != 0 && filepath.Base(real) != "null" {
+		return nil, &fs.PathError{Op: "read", Path: real, Err: errors.New("is a pipe or a device, not a file")}
+	}
+	return io.ReadAll(f)
 }
 
 // Stat follows links, the last component's too.

@@ -49,7 +49,7 @@ func binaryChecks() []Check {
 			ID: "binary/cni-plugins", Stage: Audit, Severity: Required,
 			Why:    "Every pod needs the loopback plugin and those that the network's configuration names; without one, none starts.",
 			Source: "CNI specification, Plugin execution; containerd internal/cri/server/service_linux.go",
-			Needs:  []string{"foreign/cni-conf"},
+			Needs:  []string{"config/cni-bin-dirs", "foreign/cni-conf"},
 			Remedy: "install the CNI plugins: cni.version in the profile, or the package that has them",
 			Run:    cniPresent,
 		},
@@ -184,7 +184,7 @@ func (p *program) missing(n *Node) *Result {
 	}
 	r := &Result{Verdict: Fail, Object: p.path, Observed: p.fault, Wanted: "an executable program", Place: cmp.Or(p.by, p.path), Remedy: n.putBack(p)}
 	if strings.HasPrefix(p.fault, "cannot be executed") {
-		r.Place, r.Remedy = p.path, "chmod 0755 "+quote(p.path)
+		r.Place, r.Remedy = p.path, "chmod 0755 "+n.word(p.path)
 	}
 	if p.role == roleDaemon {
 		r.Note = "a daemon that runs goes on until it is restarted"
@@ -296,7 +296,7 @@ func librariesOf(n *Node, p *program) *Result {
 	}
 	remedy := n.static(p)
 	if pkgs := libraryPackages(missing); pkgs != "" && n.exists("/var/lib/dpkg/status") {
-		remedy = "apt-get install -y " + pkgs
+		remedy = n.inRoot("apt-get install -y " + pkgs)
 	}
 	return &Result{
 		Verdict: Fail, Observed: strings.Join(missing, ", ") + " missing", Wanted: strings.Join(missing, ", ") + " in a library folder", Remedy: remedy,
@@ -321,6 +321,9 @@ func libraryPackages(libs []string) string {
 	return strings.Join(slices.Compact(out), " ")
 }
 
+// firstUser is the first uid of people (login.defs(5), UID_MIN); those below are systems'.
+const firstUser = 1000
+
 func writableOf(n *Node, p *program) *Result {
 	uid := p.uid
 	// A root that an ordinary user made belongs to that user as a whole.
@@ -330,12 +333,15 @@ func writableOf(n *Node, p *program) *Result {
 		}
 	}
 	perm := p.mode.Perm()
-	fix := fmt.Sprintf("chown root:root %[1]s\nchmod 0755 %[1]s", quote(p.path))
+	fix := fmt.Sprintf("chown root:root %[1]s\nchmod 0755 %[1]s", n.word(p.path))
 	switch {
 	case perm&0o002 != 0:
 		return &Result{Verdict: Fail, Observed: fmt.Sprintf("mode %04o: everybody may write it", perm), Wanted: "mode 0755", Remedy: fix}
 	case perm&0o020 != 0 && p.gid != 0:
 		return &Result{Verdict: Fail, Observed: fmt.Sprintf("mode %04o: group %d may write it", perm, p.gid), Wanted: "mode 0755", Remedy: fix}
+	case uid != 0 && uid < firstUser && p.role == roleCNI:
+		// Installers of networks hand the folder to a user of their own.
+		return &Result{Verdict: Warn, Observed: fmt.Sprintf("belongs to uid %d, a system user", uid), Wanted: "root", Remedy: fix}
 	case uid != 0:
 		return &Result{Verdict: Fail, Observed: fmt.Sprintf("belongs to uid %d", uid), Wanted: "root", Remedy: fix}
 	}
@@ -343,7 +349,7 @@ func writableOf(n *Node, p *program) *Result {
 	if fi, err := n.Host.Root.Stat(dir); err == nil && fi.Mode().Perm()&0o002 != 0 && fi.Mode()&fs.ModeSticky == 0 {
 		return &Result{
 			Verdict: Fail, Observed: fmt.Sprintf("%s has mode %04o: everybody may replace it", dir, fi.Mode().Perm()), Wanted: "mode 0755",
-			Place: dir, Remedy: "chmod 0755 " + quote(dir),
+			Place: dir, Remedy: "chmod 0755 " + n.word(dir),
 		}
 	}
 	return nil
@@ -496,7 +502,7 @@ func (n *Node) origin(ctx context.Context, p *program) Result {
 			case got != sum:
 				return Result{
 					Verdict: Fail, Observed: "is not the file of package " + name, Wanted: "md5 " + sum,
-					Place: p.path, Remedy: "apt-get install --reinstall -y " + pkg,
+					Place: p.path, Remedy: n.inRoot("apt-get install --reinstall -y " + pkg),
 				}
 			}
 			return Result{Verdict: Pass, Observed: fmt.Sprintf("%s is of package %s, unchanged", p.name, name)}
@@ -545,6 +551,11 @@ func duplicates(_ context.Context, n *Node) []Result {
 	}
 	service := n.daemonPath()
 	dirs := append(slices.Clone(service), "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/opt/bin", "/opt/containerd/bin")
+	// foreign/binary-owner has those of the daemon, and what lies beside one goes with it.
+	others, _ := n.otherDaemons()
+	named := func(p string) bool {
+		return slices.ContainsFunc(others, func(o string) bool { return path.Dir(o) == path.Dir(p) })
+	}
 	var out []Result
 	var single []string
 	for _, name := range []string{string(roleDaemon), string(roleShim), string(roleRunc)} {
@@ -564,7 +575,7 @@ func duplicates(_ context.Context, n *Node) []Result {
 		for _, dir := range dirs {
 			p := path.Join(dir, name)
 			real, err := n.Host.Root.Resolve(p)
-			if err != nil || seen[real] || !n.exists(p) {
+			if err != nil || seen[real] || !n.exists(p) || name != string(roleRunc) && named(p) {
 				continue
 			}
 			seen[real], found = true, append(found, p)
@@ -581,9 +592,9 @@ func duplicates(_ context.Context, n *Node) []Result {
 		var lines []string
 		for _, p := range others {
 			if pkg, _ := n.packageOf(p); pkg != "" {
-				lines = append(lines, "apt-get remove -y "+pkg)
+				lines = append(lines, n.inRoot("apt-get remove -y "+pkg))
 			} else {
-				lines = append(lines, "# if nothing else uses it:\nrm "+quote(p))
+				lines = append(lines, "# if nothing else uses it:\nrm "+n.word(p))
 			}
 		}
 		r.Remedy = strings.Join(slices.Compact(lines), "\n")
@@ -612,13 +623,14 @@ func reach(_ context.Context, n *Node) []Result {
 		fix           func(p, whole string) string
 	}{
 		{"PATH of all logins", `^\s*(?:export\s+)?PATH\s*=\s*["']?([^"'\s#]+)`, []string{"/etc/environment"}, func(p, whole string) string {
-			return "sed -i 's|^[[:space:]]*\\(export[[:space:]]*\\)\\{0,1\\}PATH=.*|PATH=\"" + whole + "\"|' " + p
+			return "sed -i 's|^[[:space:]]*\\(export[[:space:]]*\\)\\{0,1\\}PATH=.*|PATH=\"" + whole + "\"|' " + n.word(p)
 		}},
 		{"PATH of root's logins", `^\s*ENV_SUPATH\s+(?:PATH=)?(\S+)`, []string{"/etc/login.defs"}, func(p, whole string) string {
-			return "sed -i 's|^[[:space:]]*ENV_SUPATH.*|ENV_SUPATH PATH=" + whole + "|' " + p
+			return "sed -i 's|^[[:space:]]*ENV_SUPATH.*|ENV_SUPATH PATH=" + whole + "|' " + n.word(p)
 		}},
 		{"secure_path of sudo", `^\s*Defaults\s.*?secure_path\s*=\s*"?([^"\s]+)`, n.sudoers(), func(_, whole string) string {
-			return "echo 'Defaults secure_path=\"" + whole + "\"' > /etc/sudoers.d/zz-local-path\nchmod 0440 /etc/sudoers.d/zz-local-path\nvisudo -c"
+			const own = "/etc/sudoers.d/zz-local-path"
+			return "echo 'Defaults secure_path=\"" + whole + "\"' > " + n.word(own) + "\nchmod 0440 " + n.word(own) + "\n" + n.inRoot("visudo -c")
 		}},
 	} {
 		value, place, err := n.lastMatch(regexp.MustCompile(source.pattern), source.files)

@@ -94,13 +94,18 @@ func TestProgramsAreThere(t *testing.T) {
 		"runc of a package deleted": {files{"/usr/local/sbin/runc": noFile, "/etc/containerd/config.toml": "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]\nBinaryName = '/usr/sbin/runc'\n",
 			"/var/lib/dpkg/info/runc.list": "/.\n/usr/sbin/runc\n", "/var/lib/dpkg/status": "Package: runc\nStatus: install ok installed\nVersion: 1.1.15+ds1\n\n"},
 			nil, "binary/runc", []want{{verdict: Fail, object: "/usr/sbin/runc", place: "/etc/containerd/config.toml:3", remedy: "apt-get install --reinstall -y runc"}}},
-		"plugins":              {nil, nil, "binary/cni-plugins", []want{{verdict: Pass, observed: "bridge, host-local, loopback"}}},
-		"loopback deleted":     {files{"/opt/cni/bin/loopback": noFile}, nil, "binary/cni-plugins", []want{{verdict: Fail, object: "/opt/cni/bin/loopback", observed: "is missing"}}},
-		"internal loopback":    {files{"/opt/cni/bin/loopback": noFile, "/etc/containerd/config.toml": "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.cni]\nuse_internal_loopback = true\n"}, nil, "binary/cni-plugins", []want{{verdict: Pass, observed: "bridge, host-local"}}},
-		"ipam deleted":         {files{"/opt/cni/bin/host-local": noFile}, nil, "binary/cni-plugins", []want{{verdict: Fail, object: "host-local", place: "/etc/cni/net.d/10-node.conflist"}}},
-		"a link to nowhere":    {files{"/opt/cni/bin/bridge": bridge}, nil, "binary/cni-plugins", []want{{verdict: Fail, observed: "is a link to /opt/cni/bin/nowhere, which is missing"}}},
-		"other folders":        {files{"/opt/cni/bin/loopback": noFile, "/usr/lib/cni/loopback": static(), "/etc/containerd/config.toml": "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dirs = ['/usr/lib/cni', '/opt/cni/bin']\n"}, nil, "binary/cni-plugins", []want{{verdict: Pass}}},
-		"Debian's folder":      {files{"/opt/cni/bin/loopback": noFile, "/var/lib/dpkg/status": "", "/etc/cni/net.d/10-node.conflist": `{"type": "loopback"}`, "/etc/containerd/config.toml": "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dirs = ['/usr/lib/cni']\n"}, nil, "binary/cni-plugins", []want{{verdict: Fail, object: "/usr/lib/cni/loopback", remedy: "apt-get install -y containernetworking-plugins"}}},
+		"plugins":           {nil, nil, "binary/cni-plugins", []want{{verdict: Pass, observed: "bridge, host-local, loopback"}}},
+		"loopback deleted":  {files{"/opt/cni/bin/loopback": noFile}, nil, "binary/cni-plugins", []want{{verdict: Fail, object: "/opt/cni/bin/loopback", observed: "is missing"}}},
+		"internal loopback": {files{"/opt/cni/bin/loopback": noFile, "/etc/containerd/config.toml": "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.cni]\nuse_internal_loopback = true\n"}, nil, "binary/cni-plugins", []want{{verdict: Pass, observed: "bridge, host-local"}}},
+		"ipam deleted":      {files{"/opt/cni/bin/host-local": noFile}, nil, "binary/cni-plugins", []want{{verdict: Fail, object: "host-local", place: "/etc/cni/net.d/10-node.conflist"}}},
+		"a link to nowhere": {files{"/opt/cni/bin/bridge": bridge}, nil, "binary/cni-plugins", []want{{verdict: Fail, observed: "is a link to /opt/cni/bin/nowhere, which is missing"}}},
+		"other folders":     {files{"/opt/cni/bin/loopback": noFile, "/usr/lib/cni/loopback": static(), "/etc/containerd/config.toml": "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dirs = ['/usr/lib/cni', '/opt/cni/bin']\n"}, nil, "binary/cni-plugins", []want{{verdict: Pass}}},
+		"Debian's folder":   {files{"/opt/cni/bin/loopback": noFile, "/var/lib/dpkg/status": "", "/etc/cni/net.d/10-node.conflist": `{"type": "loopback"}`, "/etc/containerd/config.toml": "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dirs = ['/usr/lib/cni']\n"}, nil, "binary/cni-plugins", []want{{verdict: Fail, object: "/usr/lib/cni/loopback", remedy: "apt-get install -y containernetworking-plugins"}}},
+		"flannel":           {files{"/opt/cni/bin/bridge": noFile, "/opt/cni/bin/flannel": static(), "/etc/cni/net.d/10-node.conflist": `{"plugins":[{"type":"flannel","delegate":{"hairpinMode":true}}]}`}, nil, "binary/cni-plugins", []want{{verdict: Fail, object: "/opt/cni/bin/bridge"}}},
+		"flannel by ptp":    {files{"/opt/cni/bin/bridge": noFile, "/opt/cni/bin/flannel": static(), "/opt/cni/bin/ptp": static(), "/etc/cni/net.d/10-node.conflist": `{"plugins":[{"type":"flannel","delegate":{"type":"ptp"}}]}`}, nil, "binary/cni-plugins", []want{{verdict: Pass, observed: "flannel, host-local, loopback, ptp"}}},
+		"multus": {files{"/opt/cni/bin/multus": static(), "/etc/cni/net.d/10-node.conflist": noFile, "/etc/cni/net.d/00-multus.conf": `{"type":"multus","delegates":[{"plugins":[{"type":"calico","ipam":{"type":"calico-ipam"}}]},{"type":"bridge"}]}`}, nil, "binary/cni-plugins",
+			[]want{{verdict: Fail, object: "/opt/cni/bin/calico", place: "00-multus.conf"}, {verdict: Fail, object: "/opt/cni/bin/calico-ipam"}}},
+		"only crun":            {files{"/usr/local/sbin/runc": noFile, "/usr/bin/crun": static(), "/etc/containerd/config.toml": "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.containerd]\ndefault_runtime_name = 'crun'\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.crun]\nruntime_type = 'io.containerd.runc.v2'\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.crun.options]\nBinaryName = '/usr/bin/crun'\n"}, nil, "binary/runc", []want{{verdict: Skip, observed: "no runtime of the config uses runc"}}},
 		"a link to itself":     {files{"/opt/cni/bin/bridge": "-> /opt/cni/bin/bridge"}, nil, "binary/cni-plugins", []want{{verdict: Unknown, object: "/opt/cni/bin/bridge"}}},
 		"only the first file":  {files{"/etc/cni/net.d/20-b.conf": `{"type": "macvlan"}`}, nil, "binary/cni-plugins", []want{{verdict: Pass}}},
 		"a single network":     {files{"/etc/cni/net.d/10-node.conflist": noFile, "/etc/cni/net.d/20-b.conf": `{"type": "macvlan"}`}, nil, "binary/cni-plugins", []want{{verdict: Fail, object: "/opt/cni/bin/macvlan"}}},
@@ -232,6 +237,10 @@ func TestWritablePrograms(t *testing.T) {
 		{program{path: "/usr/local/sbin/runc", mode: 0o775, gid: 50}, "mode 0775: group 50 may write it"},
 		{program{path: "/usr/local/sbin/runc", mode: 0o775}, ""},
 		{program{path: "/usr/local/sbin/runc", mode: 0o755, uid: 4321}, "belongs to uid 4321"},
+		{program{path: "/usr/local/sbin/runc", mode: 0o755, uid: 998}, "belongs to uid 998"},
+		{program{role: roleCNI, path: "/opt/cni/bin/calico", mode: 0o755, uid: 998}, ""}, // of an installer's own user: a warning
+		{program{role: roleCNI, path: "/opt/cni/bin/calico", mode: 0o755, uid: 1000}, "belongs to uid 1000"},
+		{program{role: roleCNI, path: "/opt/cni/bin/calico", mode: 0o775, uid: 998, gid: 998}, "mode 0775: group 998 may write it"},
 	} {
 		if c.p.uid == 0 {
 			c.p.uid = os.Getuid() // whose the fake's / is
@@ -355,7 +364,12 @@ func TestDuplicates(t *testing.T) {
 		"/usr/bin/containerd": static(), "/var/lib/dpkg/info/containerd.io.list": "/usr/bin/containerd\n",
 		"/var/lib/dpkg/status": "Package: containerd.io\nStatus: install ok installed\nVersion: 1.7.25-1\n\n",
 	}), amd64, asImage)
-	expect(t, n, "binary/duplicates", want{verdict: Fail, object: "containerd", remedy: "apt-get remove -y containerd.io"})
+	// One second containerd is one warning.
+	expect(t, n, "binary/duplicates", want{verdict: Pass})
+	expect(t, n, "foreign/binary-owner", want{verdict: Warn, place: "/usr/bin/containerd", remedy: "apt-get remove containerd.io"})
+	n = fake(t, nodeFiles(files{"/opt/containerd/bin/containerd": static()}), amd64, asImage)
+	expect(t, n, "binary/duplicates", want{verdict: Fail, object: "containerd", place: "/opt/containerd/bin/containerd"})
+	expect(t, n, "foreign/binary-owner", want{verdict: Pass})
 }
 
 func TestProgramsAreOnThePath(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/nodeprep/nodeprep/internal/configtoml"
 	"github.com/nodeprep/nodeprep/internal/elf"
 	"github.com/nodeprep/nodeprep/internal/releases"
 	"github.com/nodeprep/nodeprep/systemd"
@@ -96,7 +97,7 @@ func (n *Node) installed(name string) string {
 // installed one before the one that the unit names, which may name a wrong one. "" is a
 // host that has no containerd and needs none.
 func (n *Node) daemonProgram() (p, by string) {
-	argv, place, err := n.ExecStart()
+	argv, place, err := n.daemonArgv()
 	unit := err == nil && len(argv) > 0
 	if p := n.installed("containerd"); p != "" {
 		if unit && argv[0] == p {
@@ -110,7 +111,7 @@ func (n *Node) daemonProgram() (p, by string) {
 	if unit {
 		return argv[0], place
 	}
-	if p, err := n.Process(); err == nil && p.Exe != "" {
+	if p, err := n.Process(); err == nil && p.Exe != "" && !n.startsOthers(p.Exe) {
 		return p.Exe, "process " + strconv.Itoa(p.PID)
 	}
 	return n.DaemonBinary(), ""
@@ -175,6 +176,10 @@ func (n *Node) runcs() (out []*program, usesShim bool) {
 			continue
 		}
 		usesShim = true
+		// Nobody starts the built-in one where another is the default.
+		if def, _ := c.DefaultRuntime(); r.Place == (configtoml.Place{}) && r.BinaryName == "" && r.Name != def {
+			continue
+		}
 		if name := cmp.Or(r.BinaryName, "runc"); path.Base(name) == "runc" {
 			out = append(out, &program{role: roleRunc, name: "runc", path: name, by: r.BinaryPlace.String()})
 		}
@@ -188,8 +193,7 @@ const runcShim = "io.containerd.runc.v2"
 // network is what is read of a CNI configuration, a list or a single one (CNI
 // specification, "Network configuration format").
 type network struct {
-	Type    string         `json:"type"`
-	IPAM    cniType        `json:"ipam"`
+	networkEntry
 	Plugins []networkEntry `json:"plugins"`
 }
 
@@ -200,6 +204,30 @@ type cniType struct {
 type networkEntry struct {
 	Type string  `json:"type"`
 	IPAM cniType `json:"ipam"`
+	// Delegate is what flannel starts, Delegates what multus does.
+	Delegate  *network  `json:"delegate"`
+	Delegates []network `json:"delegates"`
+}
+
+// types are the plugins that a network needs, by name. flannel has bridge and host-local do
+// its work unless it is told otherwise (flannel-io/cni-plugin README).
+func (c *network) types() []string {
+	var out []string
+	for _, e := range append(slices.Clone(c.Plugins), c.networkEntry) {
+		out = append(out, e.Type, e.IPAM.Type)
+		if e.Type == "flannel" {
+			d := network{}
+			if e.Delegate != nil {
+				d = *e.Delegate
+			}
+			d.Type, d.IPAM.Type = cmp.Or(d.Type, "bridge"), cmp.Or(d.IPAM.Type, "host-local")
+			out = append(out, d.types()...)
+		}
+		for i := range e.Delegates {
+			out = append(out, e.Delegates[i].types()...)
+		}
+	}
+	return slices.DeleteFunc(out, func(name string) bool { return name == "" || strings.Contains(name, "/") })
 }
 
 // cniPlugins are the network plugins that pods need: loopback, and those that the
@@ -266,12 +294,8 @@ func (n *Node) networks(dir string, most int, wanted map[string]string) (first s
 		if err := json.Unmarshal(b, &c); err != nil {
 			return first, fmt.Errorf("read %s: %w", p, err)
 		}
-		for _, e := range append(c.Plugins, networkEntry{c.Type, c.IPAM}) {
-			for _, name := range []string{e.Type, e.IPAM.Type} {
-				if name != "" && !strings.Contains(name, "/") {
-					wanted[name] = p
-				}
-			}
+		for _, name := range c.types() {
+			wanted[name] = p
 		}
 	}
 	return first, nil
@@ -405,11 +429,11 @@ func (n *Node) putBack(p *program) string {
 	case ours:
 		return n.reapply(p.usable())
 	case pkg != "":
-		return "apt-get install --reinstall -y " + pkg
+		return n.inRoot("apt-get install --reinstall -y " + pkg)
 	case n.Spec != nil:
 		return n.reapply(true)
 	case p.role == roleCNI && path.Dir(p.path) == "/usr/lib/cni" && n.exists("/var/lib/dpkg/status"):
-		return "apt-get install -y containernetworking-plugins"
+		return n.inRoot("apt-get install -y containernetworking-plugins")
 	}
 	return ""
 }

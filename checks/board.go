@@ -297,6 +297,10 @@ func userland(_ context.Context, n *Node) Result {
 		r.Observed += "; the static containerd needs no loader"
 		return r
 	}
+	if !n.wants64() {
+		r.Observed += "; nothing of containerd's here is a 64-bit one"
+		return r
+	}
 	r.Verdict, r.Wanted = Fail, "64-bit programs, or "+kernel.loaders[0]
 	if pkg := map[string]string{"aarch64": "arm64", "x86_64": "amd64"}[u.Machine]; n.tool("dpkg") != "" {
 		r.Remedy = "dpkg --add-architecture " + pkg + " && apt-get update && apt-get install -y libc6:" + pkg
@@ -304,6 +308,20 @@ func userland(_ context.Context, n *Node) Result {
 		r.Remedy = "# install a 64-bit system, or set containerd.variant: static"
 	}
 	return r
+}
+
+// wants64 says whether a program of containerd's is a 64-bit one, or will be.
+func (n *Node) wants64() bool {
+	if n.Spec != nil && n.Spec.Containerd.Installed() {
+		return n.Spec.Arch != "arm" && n.Spec.Arch != "386"
+	}
+	return slices.ContainsFunc(n.programs(), func(p *program) bool {
+		if !p.usable() || p.interpreter != "" {
+			return false
+		}
+		_, class, err := n.elfOf(p.path)
+		return err == nil && class == elf.ELFCLASS64
+	})
 }
 
 func (n *Node) elfOf(p string) (elf.Machine, elf.Class, error) {

@@ -112,6 +112,12 @@ func elfHead(class elf.Class, machine elf.Machine) string {
 	return string(b)
 }
 
+func dynamicFor(arch string) profiles.Spec {
+	s := dynamic()
+	s.Arch = arch
+	return s
+}
+
 func TestUserland(t *testing.T) {
 	arm32, arm64 := elfHead(elf.ELFCLASS32, elf.EM_ARM), elfHead(elf.ELFCLASS64, elf.EM_AARCH64)
 	static := profiles.Spec{}
@@ -121,9 +127,11 @@ func TestUserland(t *testing.T) {
 		hostCase
 	}{
 		"64-bit":                    {"aarch64", hostCase{files: files{"/sbin/init": "-> /lib/systemd/systemd", "/lib/systemd/systemd": arm64}, want: want{verdict: Pass, observed: "kernel aarch64, 64-bit programs"}}},
-		"32-bit on 64-bit":          {"aarch64", hostCase{files: files{"/sbin/init": arm32}, want: want{verdict: Fail, observed: "32-bit programs", wanted: "/lib/ld-linux-aarch64.so.1", place: "/sbin/init", remedy: "# install a 64-bit system"}}},
-		"the same, on Debian":       {"x86_64", hostCase{files: files{"/sbin/init": elfHead(elf.ELFCLASS32, elf.EM_386), "/usr/bin/dpkg": ""}, want: want{verdict: Fail, remedy: "dpkg --add-architecture amd64 && apt-get update && apt-get install -y libc6:amd64"}}},
+		"32-bit on 64-bit":          {"aarch64", hostCase{files: files{"/sbin/init": arm32}, with: []func(*Outside){withSpec(dynamicFor("arm64"))}, want: want{verdict: Fail, observed: "32-bit programs", wanted: "/lib/ld-linux-aarch64.so.1", place: "/sbin/init", remedy: "# install a 64-bit system"}}},
+		"the same, on Debian":       {"x86_64", hostCase{files: files{"/sbin/init": elfHead(elf.ELFCLASS32, elf.EM_386), "/usr/bin/dpkg": "", "/usr/bin/containerd": elfHead(elf.ELFCLASS64, elf.EM_X86_64)}, want: want{verdict: Fail, remedy: "dpkg --add-architecture amd64 && apt-get update && apt-get install -y libc6:amd64"}}},
 		"with a 64-bit loader":      {"aarch64", hostCase{files: files{"/sbin/init": arm32, "/lib/ld-linux-aarch64.so.1": ""}, want: want{verdict: Pass, observed: "a loader for 64-bit ones"}}},
+		"32-bit, as containerd is":  {"aarch64", hostCase{files: files{"/sbin/init": arm32, "/usr/bin/containerd": arm32}, want: want{verdict: Pass, observed: "nothing of containerd's here is a 64-bit one"}}},
+		"32-bit, and no containerd": {"aarch64", hostCase{files: files{"/sbin/init": arm32, "/usr/bin/containerd": gone}, want: want{verdict: Pass, observed: "32-bit programs"}}},
 		"with a static containerd":  {"aarch64", hostCase{files: files{"/sbin/init": arm32}, with: []func(*Outside){withSpec(static)}, want: want{verdict: Pass, observed: "static"}}},
 		"32-bit alone":              {"armv7l", hostCase{files: files{"/sbin/init": arm32}, want: want{verdict: Pass, observed: "armv7l"}}},
 		"a container without init":  {"x86_64", hostCase{files: files{"/bin/sh": elfHead(elf.ELFCLASS64, elf.EM_X86_64)}, want: want{verdict: Pass, place: "/bin/sh"}}},

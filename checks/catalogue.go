@@ -16,5 +16,6 @@ func Catalogue() []Check {
 		daemonChecks(),
 		imageChecks(),
 		registryChecks(),
+		kubernetesChecks(),
 	)
 }

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/nodeprep/nodeprep/internal/configtoml"
 	"github.com/nodeprep/nodeprep/internal/releases"
@@ -75,15 +76,15 @@ func configChecks() []Check {
 			Source: "containerd internal/cri/config, ValidateImageConfig; kubespray issue 9741; kops issue 18279",
 			Needs:  []string{parses},
 			Remedy: "move mirrors and TLS to hosts.toml files below config_path",
-			Run:    ofConfig(configMirrors),
+			Run:    ofCRI(configMirrors),
 		},
 		{
 			ID: "config/registry-path", Stage: Audit, Severity: Required,
 			Why:    "Since 2.1 config_path is one folder's name, also where a list of two is the default: with a list no hosts.toml is read.",
 			Source: "containerd issue 12808; core/transfer/registry/registry.go",
-			Needs:  []string{parses, "config/mirrors"},
+			Needs:  []string{"config/imports", parses, "config/mirrors", "config/ignored-sections"},
 			Remedy: "write config_path = \"/etc/containerd/certs.d\"",
-			Run:    ofConfig(configRegistryPath),
+			Run:    ofCRI(configRegistryPath),
 		},
 		{
 			ID: "config/cni-bin-dirs", Stage: Audit, Severity: Required,
@@ -91,7 +92,7 @@ func configChecks() []Check {
 			Source: "containerd internal/cri/config, ValidateRuntimeConfig",
 			Needs:  []string{parses},
 			Remedy: "take out bin_dir",
-			Run:    ofConfig(configBinDirs),
+			Run:    ofCRI(configBinDirs),
 		},
 		{
 			ID: "config/cri-enabled", Stage: Audit, Severity: Required,
@@ -107,15 +108,15 @@ func configChecks() []Check {
 			Source: "containerd internal/cri/config, ValidateRuntimeConfig",
 			Needs:  []string{parses, "config/imports", "config/ignored-sections"},
 			Remedy: "set default_runtime_name to a runtime that is configured",
-			Run:    ofConfig(configDefaultRuntime),
+			Run:    ofCRI(configDefaultRuntime),
 		},
 		{
 			ID: "config/runtimes", Stage: Audit, Severity: Required,
 			Why:    "Pods of a runtime whose program or shim is missing, or that has no type, do not start; nothing looks before that.",
 			Source: "containerd docs/cri/config.md, runtimes; core/runtime/v2/shim_manager.go",
-			Needs:  []string{parses},
+			Needs:  []string{parses, "config/ignored-sections"},
 			Remedy: "install the runtime, or take it out of the config",
-			Run:    ofConfig(configRuntimes),
+			Run:    ofCRI(configRuntimes),
 		},
 		{
 			ID: "config/systemd-cgroup", Stage: Audit, Severity: Required,
@@ -123,23 +124,23 @@ func configChecks() []Check {
 			Source: "Kubernetes docs, Container Runtimes, cgroup drivers; kubernetes issue 117293",
 			Needs:  []string{parses, "config/imports", "config/ignored-sections"},
 			Remedy: "set SystemdCgroup = true in the options of each runtime of runc's shim",
-			Run:    ofConfig(configSystemdCgroup),
+			Run:    ofCRI(configSystemdCgroup),
 		},
 		{
 			ID: "config/kubelet-cgroup-driver", Stage: Audit, Severity: Required,
 			Why:    "When the kubelet and containerd have different cgroup drivers, the kubelet's limits are on groups that have no processes.",
 			Source: "Kubernetes docs, Configuring a cgroup driver",
-			Needs:  []string{NeedKubelet, parses, "config/systemd-cgroup"},
+			Needs:  []string{"config/default-runtime", NeedKubelet, parses, "config/systemd-cgroup"},
 			Remedy: "set cgroupDriver: systemd in the kubelet's config",
-			Run:    ofConfig(configKubelet),
+			Run:    ofCRI(configKubelet),
 		},
 		{
 			ID: "config/sandbox-image", Stage: Audit, Severity: Recommended,
 			Why:    "kubeadm pulls and keeps one pause image; when containerd wants another, a node without the internet starts no pod.",
 			Source: "kubernetes issue 129479; kubeadm issues 2801, 3146",
-			Needs:  []string{parses},
+			Needs:  []string{parses, "config/ignored-sections"},
 			Remedy: "set the sandbox image to the one of the Kubernetes version",
-			Run:    ofConfig(configSandboxImage),
+			Run:    ofCRI(configSandboxImage),
 		},
 		{
 			ID: "config/oom-score", Stage: Audit, Severity: Required,
@@ -162,7 +163,7 @@ func configChecks() []Check {
 			Why:    "Images on a tmpfs fill memory and are gone after a reboot, and data in a root that is no longer used fills the disk.",
 			Source: "containerd docs/ops.md, Base configuration",
 			Needs:  []string{parses},
-			Remedy: "put root on a disk, and remove what the old one has",
+			Remedy: "put root on a disk, and look through what the old one has",
 			Run:    ofConfig(configRoot),
 		},
 		{
@@ -187,7 +188,7 @@ func configChecks() []Check {
 			Source: "containerd internal/cri/config, CheckLocalImagePullConfigs",
 			Needs:  []string{parses},
 			Remedy: "take the setting out, or set use_local_image_pull = true to say that it is meant",
-			Run:    ofConfig(configTransfer),
+			Run:    ofCRI(configTransfer),
 		},
 	}
 }
@@ -229,7 +230,7 @@ func configParses(n *Node, c *configtoml.Config) []Result {
 		if want := releases.ConfigSchema(c.Release); n.isSetting(f.Place, "version") && c.Release != (releases.Version{}) {
 			edit = n.setValue(f.Place, "version", strconv.Itoa(want))
 		}
-		faults = append(faults, Result{Verdict: Fail, Observed: f.Problem, Wanted: f.Hint, Place: f.Place.String(), Remedy: n.fixConfig(f.Place.File, edit)})
+		faults = append(faults, Result{Verdict: Fail, Observed: f.Problem, Wanted: f.Hint, Place: f.Place.String(), Remedy: n.fixConfig(f.Place.File, "containerd.settings", edit)})
 	}
 	if !c.Exists {
 		return orPass(faults, "there is no %s: containerd's defaults hold", c.Path)
@@ -261,12 +262,14 @@ func configSchema(n *Node, c *configtoml.Config) []Result {
 			continue
 		case f.Version > want:
 			r.Verdict, r.Note = Fail, fmt.Sprintf("containerd %s reads it by the rules of version %d, which has other sections", c.Release, want)
-			r.Remedy = n.fixConfig(f.Path, fmt.Sprintf("# write it anew in version %d: containerd config default shows its keys", want))
+			r.Remedy = n.fixConfig(f.Path, "containerd.version", fmt.Sprintf("# write it anew in version %d: containerd config default shows its keys", want))
 		default:
 			r.Verdict, r.Note = Warn, "containerd migrates it at each start"
-			if c.Release.AtLeast(2, 0, 0) && len(c.Files) == 1 {
-				file := quote(n.onHost(f.Path))
-				r.Remedy = n.fixConfig(f.Path, fmt.Sprintf("containerd --config %s config migrate > %s.new && mv %s.new %s", file, file, file, file))
+			switch {
+			case !rules(c).AtLeast(2, 0, 0):
+				r.Note = "containerd 2.x migrates it at each start"
+			case deadNames(c, f.Version):
+				r.Note = fmt.Sprintf("containerd %s takes it for version 3, but for the short names of plugins", c.Release)
 			}
 		}
 		faults = append(faults, r)
@@ -302,7 +305,8 @@ func misplaced(c *configtoml.Config, k configtoml.Key) bool {
 	_, elsewhere := releases.SettingsFault(rules(c), k.Path)
 	switch {
 	case name == "cri":
-		return version >= 2 // a short name, which only version 1 has
+		// A short name, which only version 1 has.
+		return version >= 2 || deadNames(c, version)
 	case name == criSection:
 		migrated := c.Schema < 3
 		if servers {
@@ -359,7 +363,7 @@ func configSections(n *Node, c *configtoml.Config) []Result {
 		}
 		faults = append(faults, Result{
 			Verdict: Fail, Object: s.name, Observed: observed, Wanted: strings.Join(hints, "; "), Place: keys[0].Place.String(),
-			Remedy: n.fixConfig(s.file, n.otherVersion(c, s.file, keys)),
+			Remedy: n.fixConfig(s.file, "containerd.settings."+s.name, n.otherVersion(c, s.file, keys)),
 		})
 	}
 	return orPass(faults, "every section is read")
@@ -370,7 +374,13 @@ func configSections(n *Node, c *configtoml.Config) []Result {
 func (n *Node) otherVersion(c *configtoml.Config, file string, keys []configtoml.Key) string {
 	for _, f := range c.Files {
 		at := f.Place("version")
-		if f.Path != file || !n.isSetting(at, "version") {
+		if f.Path != file {
+			continue
+		}
+		if edit := n.fullNames(c, f); edit != "" {
+			return edit
+		}
+		if !n.isSetting(at, "version") {
 			continue
 		}
 		plugins, _ := f.Tree["plugins"].(map[string]any)
@@ -392,6 +402,26 @@ func (n *Node) otherVersion(c *configtoml.Config, file string, keys []configtoml
 	return strings.Join(lines, "\n")
 }
 
+// fullNames makes a file of version 2 of one whose section cri is dead for want of a
+// version; "" where more than that is to be done.
+func (n *Node) fullNames(c *configtoml.Config, f *configtoml.File) string {
+	short := shortNames(f)
+	if !deadNames(c, f.Version) || len(c.Files) > 1 || !slices.Equal(short, []string{"cri"}) {
+		return ""
+	}
+	plugins, _ := f.Tree["plugins"].(map[string]any)
+	for name := range plugins {
+		if strings.HasPrefix(name, "io.containerd.cri.v1.") || name == criSection {
+			return ""
+		}
+	}
+	if _, ok := plugins["cri"]; !ok || !strings.HasPrefix(strings.TrimSpace(n.configLine(f.Place("plugins", "cri"))), "[") {
+		return ""
+	}
+	rename := `s/^\([[:space:]]*\[[[:space:]]*plugins[[:space:]]*\.[[:space:]]*\)["'\'']\{0,1\}cri["'\'']\{0,1\}\([[:space:]]*[].]\)/\1"` + criSection + `"\2/`
+	return n.setVersion(f, 2) + "\nsed -i '" + rename + "' " + quote(n.onHost(f.Path))
+}
+
 // ofTLS says whether a key is registry.configs.HOST.tls.
 func ofTLS(path []string) bool {
 	return len(path) >= 6 && path[0] == "plugins" && path[2] == "registry" && path[3] == "configs" && path[5] == "tls"
@@ -405,7 +435,7 @@ func configKeys(n *Node, c *configtoml.Config) []Result {
 		}
 		faults = append(faults, Result{
 			Verdict: Fail, Object: key(k.Path), Observed: "not read", Wanted: k.Hint, Place: k.Place.String(),
-			Remedy: n.fixConfig(k.Place.File, n.drop(k.Place.File, []configtoml.Place{k.Place})),
+			Remedy: n.fixConfig(k.Place.File, "containerd.settings."+key(k.Path), n.drop(k.Place.File, k.Place)),
 		})
 	}
 	return orPass(faults, "every key is read")
@@ -428,7 +458,7 @@ func configMirrors(n *Node, c *configtoml.Config) []Result {
 	given, at := c.ConfigPath()
 	var faults []Result
 	drop := func(places []configtoml.Place) string {
-		return n.fixConfig(places[0].File, "# with the mirrors and CAs in "+cmp.Or(given, usualCerts)+"/HOST/hosts.toml:", n.drop(places[0].File, places))
+		return n.fixConfig(places[0].File, "registries, not containerd.settings,", "# with the mirrors and CAs in "+cmp.Or(given, usualCerts)+"/HOST/hosts.toml:", n.drop(places[0].File, places...))
 	}
 	if given != "" && at.File != "" && len(reg.Mirrors) > 0 {
 		var names []string
@@ -484,21 +514,20 @@ func configRegistryPath(n *Node, c *configtoml.Config) []Result {
 	single := rules(c).AtLeast(2, 1, 0)
 	r := Result{Verdict: Fail, Observed: cmp.Or(given, "not set"), Wanted: usualCerts, Place: cmp.Or(at.String(), c.Path)}
 	fix := func() Result {
-		if at.File != "" {
-			r.Remedy = n.fixConfig(at.File, n.setValue(at, "config_path", tomlText(usualCerts)))
-			return r
+		// One that is empty stands for the default, and has a place all the same.
+		set := at
+		if set.File == "" {
+			_, set, _ = c.Get("plugins", criName(daemonSchema(c), true), "registry", "config_path")
 		}
-		if !c.Exists {
-			r.Remedy = fmt.Sprintf("mkdir -p %s\nprintf 'version = %d\\n[plugins.\"%s\".registry]\\n  config_path = \"%s\"\\n' > %s\n%s", quote(path.Dir(c.Path)),
-				releases.ConfigSchema(rules(c)), imageSection(releases.ConfigSchema(rules(c))), usualCerts, quote(n.onHost(c.Path)), restart)
-			return r
-		}
-		table := []string{"plugins", tomlText(imageSection(c.Files[0].Version)), "registry"}
-		if line := n.tableLine(c.Path, table); line > 0 {
-			r.Remedy = n.fixConfig(c.Path, fmt.Sprintf("sed -i '%da config_path = %s' %s", line, tomlText(usualCerts), quote(n.onHost(c.Path))))
+		file, edit := set.File, ""
+		if file != "" {
+			edit = n.setValue(set, "config_path", tomlText(usualCerts))
+			r.Place = set.String()
 		} else {
-			r.Remedy = n.fixConfig(c.Path, n.appendTo(c.Path, fmt.Sprintf("[%s]\n  config_path = %s\n", strings.Join(table, "."), tomlText(usualCerts))))
+			file = c.Path
+			edit = n.addKeys(c, file, newKey{true, []string{"registry"}, "config_path", tomlText(usualCerts)})
 		}
+		r.Remedy = n.fixConfig(file, "containerd.settings."+key([]string{"plugins", criName(daemonSchema(c), true), "registry", "config_path"}), edit)
 		return r
 	}
 	switch {
@@ -535,13 +564,8 @@ func configRegistryPath(n *Node, c *configtoml.Config) []Result {
 	return pass("%s", given)
 }
 
-// imageSection is CRI's section of images in a file of a version.
-func imageSection(version int) string {
-	if s := runtimeSection(version); s != criRuntimeSection {
-		return s
-	}
-	return criImagesSection
-}
+// daemonSchema is the version of which a release keeps the config, as Get has it.
+func daemonSchema(c *configtoml.Config) int { return releases.ConfigSchema(rules(c)) }
 
 func configBinDirs(n *Node, c *configtoml.Config) []Result {
 	dirs, _, at, _, both := c.CNI()
@@ -551,25 +575,58 @@ func configBinDirs(n *Node, c *configtoml.Config) []Result {
 	_, single, _ := c.Get("plugins", criRuntimeSection, "cni", "bin_dir")
 	return []Result{{
 		Verdict: Fail, Observed: "bin_dir and bin_dirs (" + at.String() + ")", Wanted: "bin_dirs alone", Place: single.String(),
-		Remedy: n.fixConfig(single.File, n.drop(single.File, []configtoml.Place{single})),
+		Remedy: n.fixConfig(single.File, "containerd.settings."+key([]string{"plugins", criRuntimeSection, "cni", "bin_dir"}), n.drop(single.File, single)),
 	}}
 }
 
 func configCRI(n *Node, c *configtoml.Config) []Result {
+	used, err := n.usesCRI()
+	if err != nil && len(c.DisabledCRI()) > 0 {
+		return unknown(err)
+	}
 	var faults []Result
 	for _, d := range c.DisabledCRI() {
 		r := Result{Verdict: Fail, Object: "disabled_plugins", Observed: "has " + d.Name, Wanted: "without it", Place: d.Place.String()}
 		if text := strings.Join(n.configLines(d.Place.File), "\n"); strings.Contains(text, "Docker Inc") {
 			r.Note = "it is the file of Docker's package containerd.io, for Docker alone"
 		}
-		edit := fmt.Sprintf("# take %s out of disabled_plugins in %s", d.Name, d.Place.File)
-		if n.isSetting(d.Place, "disabled_plugins") {
-			edit = fmt.Sprintf(`sed -i -E '%ds/["'"'"']%s["'"'"'] *,? *//' %s`, d.Place.Line, strings.ReplaceAll(d.Name, ".", `\.`), quote(n.onHost(d.Place.File)))
+		if !used {
+			r.Verdict = Warn
+			r.Note = strings.TrimPrefix(r.Note+"; no kubelet here uses CRI", "; ")
 		}
-		r.Remedy = n.fixConfig(d.Place.File, edit)
+		edit := fmt.Sprintf("# take %s out of disabled_plugins in %s", d.Name, d.Place.File)
+		if table := n.table(d.Place); table != "" && n.isSetting(d.Place, "disabled_plugins") {
+			edit = fmt.Sprintf(`sed -i '%s{/%s/s/["'\'']%s["'\''] *,\{0,1\} *//;}' %s`, table, n.setting(d.Place), sedPattern(d.Name), quote(n.onHost(d.Place.File)))
+		}
+		r.Remedy = n.fixConfig(d.Place.File, "containerd.settings.disabled_plugins", edit)
 		faults = append(faults, r)
 	}
 	return orPass(faults, "nothing turns CRI off")
+}
+
+// usesCRI says whether something on this host needs containerd's CRI: a profile wants it,
+// or a kubelet uses it, or will. Docker does not.
+func (n *Node) usesCRI() (bool, error) {
+	if n.Spec != nil || n.Receipt != nil {
+		return true, nil
+	}
+	k, err := n.Kubelet()
+	if k == nil || err != nil {
+		return false, err
+	}
+	// Without an endpoint it would be containerd's own default or a flag's.
+	endpoint := strings.TrimPrefix(k.ContainerRuntimeEndpoint, "unix://")
+	return endpoint == "" || endpoint == n.Address(), nil
+}
+
+// ofCRI is a check of what CRI's plugins read, which nobody does where they are off.
+func ofCRI(look func(n *Node, c *configtoml.Config) []Result) func(context.Context, *Node) []Result {
+	return ofConfig(func(n *Node, c *configtoml.Config) []Result {
+		if off := c.DisabledCRI(); len(off) > 0 {
+			return skip("CRI is off (%s)", off[0].Place)
+		}
+		return look(n, c)
+	})
 }
 
 func configImports(n *Node, c *configtoml.Config) []Result {
@@ -587,7 +644,7 @@ func configImports(n *Node, c *configtoml.Config) []Result {
 				r.Verdict, r.Note = Fail, "settings of the other files are not read for it"
 			}
 			edit := fmt.Sprintf("# write the settings of %s as version %d has them", v.Place.File, v.Root)
-			r.Remedy = n.fixConfig(v.Place.File, edit, fmt.Sprintf("mv %s %s.off", quote(n.onHost(v.Place.File)), quote(n.onHost(v.Place.File))))
+			r.Remedy = n.fixConfig(v.Place.File, "containerd.settings", append([]string{edit}, n.turnOff(i, v.Place.File)...)...)
 			faults = append(faults, r)
 		}
 		for _, re := range i.Replaced {
@@ -595,11 +652,10 @@ func configImports(n *Node, c *configtoml.Config) []Result {
 			if len(lost) == 0 {
 				continue
 			}
-			file := quote(n.onHost(re.New.File))
 			faults = append(faults, Result{
 				Verdict: Fail, Object: re.New.File, Observed: fmt.Sprintf("replaces all of %s: %s of %s lost", key([]string{re.Section}), strings.Join(lost, ", "), re.Lost.File),
 				Wanted: "each section in one file", Place: re.New.String(),
-				Remedy: n.fixConfig(re.New.File, "# with its settings moved to "+re.Lost.File+":", "mv "+file+" "+file+".off"),
+				Remedy: n.fixConfig(re.New.File, "containerd.settings", append([]string{"# with its settings moved to " + re.Lost.File + ":"}, n.turnOff(i, re.New.File)...)...),
 			})
 		}
 	}
@@ -607,6 +663,16 @@ func configImports(n *Node, c *configtoml.Config) []Result {
 		return pass("no imports")
 	}
 	return orPass(faults, "%d files go together", len(c.Files))
+}
+
+// turnOff takes a file out of reach of a pattern of imports. One that is named outright
+// must be there.
+func (n *Node) turnOff(i configtoml.Import, file string) []string {
+	if !strings.Contains(i.Pattern, "*") {
+		return []string{"# and " + file + " taken out of imports at " + i.Place.String()}
+	}
+	from := quote(n.onHost(file))
+	return []string{fmt.Sprintf("test ! -e %s || mv %[1]s %s", from, quote(n.onHost(file)+".off"))}
 }
 
 // lostKeys are the settings of a section that a later file does not repeat.
@@ -663,7 +729,7 @@ func configDefaultRuntime(n *Node, c *configtoml.Config) []Result {
 		if slices.Contains(names, "runc") {
 			to = "runc"
 		}
-		r.Remedy = n.fixConfig(at.File, n.setValue(at, "default_runtime_name", tomlText(to)))
+		r.Remedy = n.fixConfig(at.File, "containerd.defaultRuntime", n.setValue(at, "default_runtime_name", tomlText(to)))
 	}
 	return []Result{r}
 }
@@ -678,7 +744,7 @@ func configRuntimes(n *Node, c *configtoml.Config) []Result {
 		fault := func(observed, wanted string, at configtoml.Place, edit string) {
 			place := cmp.Or(at.String(), r.Place.String(), c.Path)
 			faults = append(faults, Result{
-				Verdict: Fail, Object: "runtime " + r.Name, Observed: observed, Wanted: wanted, Place: place, Remedy: n.fixConfig(cmp.Or(at.File, r.Place.File, c.Path), edit),
+				Verdict: Fail, Object: "runtime " + r.Name, Observed: observed, Wanted: wanted, Place: place, Remedy: n.fixConfig(cmp.Or(at.File, r.Place.File, c.Path), "containerd.runtimes", edit),
 			})
 		}
 		shim := n.shimOf(c, r)
@@ -737,18 +803,7 @@ func (n *Node) setType(c *configtoml.Config, r configtoml.Runtime) string {
 	if n.isSetting(r.TypePlace, "runtime_type") {
 		return n.setValue(r.TypePlace, "runtime_type", tomlText(runcShim))
 	}
-	file := cmp.Or(r.Place.File, c.Path)
-	version := 2
-	for _, f := range c.Files {
-		if f.Path == file {
-			version = f.Version
-		}
-	}
-	table := []string{"plugins", tomlText(runtimeSection(version)), "containerd", "runtimes", r.Name}
-	if line := n.tableLine(file, table); line > 0 {
-		return fmt.Sprintf("sed -i '%da runtime_type = %s' %s", line, tomlText(runcShim), quote(n.onHost(file)))
-	}
-	return n.appendTo(file, fmt.Sprintf("[%s]\n  runtime_type = %s\n", strings.Join(table, "."), tomlText(runcShim)))
+	return n.addKeys(c, cmp.Or(r.Place.File, c.Path), newKey{table: []string{"containerd", "runtimes", r.Name}, key: "runtime_type", value: tomlText(runcShim)})
 }
 
 // driver is a cgroup driver that is wanted, and why.
@@ -782,18 +837,22 @@ func configSystemdCgroup(n *Node, c *configtoml.Config) []Result {
 	if v, at, ok := c.Get("plugins", criSection, "systemd_cgroup"); ok && v == true {
 		return []Result{{
 			Verdict: Fail, Object: "systemd_cgroup", Observed: "true: CRI does not start with it", Wanted: "SystemdCgroup in the options of runc", Place: at.String(),
-			Remedy: n.fixConfig(at.File, n.setValue(at, "systemd_cgroup", "false")),
+			Remedy: n.fixConfig(at.File, "containerd.settings", n.setValue(at, "systemd_cgroup", "false")),
 		}}
 	}
 	want, decided, err := n.wantedDriver()
 	if err != nil {
 		return unknown(err)
 	}
+	name, _ := c.DefaultRuntime()
 	var faults []Result
 	var said []string
 	for _, r := range c.Runtimes() {
 		if r.Type != runcShim && r.Type != "" {
 			continue
+		}
+		if r.Place == (configtoml.Place{}) && r.Name != name {
+			continue // the built-in runc, which no file names and no pod gets
 		}
 		said = append(said, fmt.Sprintf("%s: %t", r.Name, r.SystemdCgroup))
 		if !decided || r.SystemdCgroup == want.systemd {
@@ -806,7 +865,7 @@ func configSystemdCgroup(n *Node, c *configtoml.Config) []Result {
 		}
 		faults = append(faults, Result{
 			Verdict: Fail, Object: "runtime " + r.Name, Observed: observed, Wanted: fmt.Sprintf("%t: %s", want.systemd, want.why),
-			Place: cmp.Or(r.SystemdCgroupPlace.String(), r.Place.String(), c.Path), Remedy: n.fixConfig(file, edit),
+			Place: cmp.Or(r.SystemdCgroupPlace.String(), r.Place.String(), c.Path), Remedy: n.fixConfig(file, "containerd.systemdCgroup", edit),
 			Note: "pods that run keep their cgroups: drain the node first",
 		})
 	}
@@ -818,12 +877,13 @@ func configKubelet(n *Node, c *configtoml.Config) []Result {
 	if err != nil {
 		return unknown(err)
 	}
-	name, _ := c.DefaultRuntime()
+	runtime := ofRuncShim(c)
+	if runtime == nil {
+		return skip("no runtime of runc's shim")
+	}
 	ours := "cgroupfs"
-	for _, r := range c.Runtimes() {
-		if r.Name == name && r.SystemdCgroup {
-			ours = "systemd"
-		}
+	if runtime.SystemdCgroup {
+		ours = "systemd"
 	}
 	theirs := cmp.Or(k.CgroupDriver, "cgroupfs")
 	if ours == theirs {
@@ -836,15 +896,23 @@ func configKubelet(n *Node, c *configtoml.Config) []Result {
 	if v, err := releases.ParseVersion(k.Version); err == nil && v.AtLeast(1, 31, 0) && c.Release.AtLeast(2, 0, 0) {
 		return pass("%s: the kubelet %s takes over what containerd says", ours, k.Version)
 	}
-	file := quote(n.onHost(cmp.Or(k.Path, kubeletFiles()[0])))
-	switch line := k.Lines["cgroupDriver"]; {
+	if ours == "cgroupfs" && n.Live && n.Facts.SystemdInit && n.exists("/sys/fs/cgroup/cgroup.controllers") {
+		// The kubelet is right.
+		file, edit := n.setOption(c, *runtime, runtime.SystemdCgroupPlace, "SystemdCgroup", "true")
+		return []Result{{
+			Verdict: Fail, Object: "runtime " + runtime.Name, Observed: "SystemdCgroup is false", Wanted: "true, as the kubelet has (" + k.Place("cgroupDriver") + ")",
+			Place: cmp.Or(runtime.SystemdCgroupPlace.String(), runtime.Place.String(), c.Path), Remedy: n.fixConfig(file, "containerd.systemdCgroup", edit),
+		}}
+	}
+	file, line := k.Line("cgroupDriver")
+	switch at := quote(n.onHost(cmp.Or(file, k.Path))); {
 	case line > 0:
-		r.Remedy = fmt.Sprintf("sed -i -E '%ds/(cgroupDriver\"?:) *[^ ,]*/\\1 %s/' %s", line, ours, file)
-		if strings.HasSuffix(k.Path, ".json") {
-			r.Remedy = fmt.Sprintf("sed -i -E '%ds/(\"cgroupDriver\" *:) *\"[^\"]*\"/\\1 \"%s\"/' %s", line, ours, file)
+		r.Remedy = fmt.Sprintf("sed -i -E 's/(cgroupDriver\"?:) *[^ ,]*/\\1 %s/' %s", ours, at)
+		if strings.HasSuffix(file, ".json") {
+			r.Remedy = fmt.Sprintf("sed -i -E 's/(\"cgroupDriver\" *:) *\"[^\"]*\"/\\1 \"%s\"/' %s", ours, at)
 		}
 	case k.CgroupDriver == "" && k.Path != "" && !strings.HasSuffix(k.Path, ".json"):
-		r.Remedy = fmt.Sprintf("echo 'cgroupDriver: %s' >> %s", ours, file)
+		r.Remedy = fmt.Sprintf("echo 'cgroupDriver: %s' >> %s", ours, at)
 	default:
 		r.Remedy = "# at " + r.Place + ": " + ours
 	}
@@ -852,6 +920,23 @@ func configKubelet(n *Node, c *configtoml.Config) []Result {
 		r.Remedy += "\nsystemctl restart kubelet"
 	}
 	return []Result{r}
+}
+
+// ofRuncShim is the runtime of runc's shim that pods get: the default one or, where that
+// is of another kind, the first that a file names; nil where there is none.
+func ofRuncShim(c *configtoml.Config) *configtoml.Runtime {
+	name, _ := c.DefaultRuntime()
+	var found *configtoml.Runtime
+	for _, r := range c.Runtimes() {
+		switch {
+		case r.Type != runcShim:
+		case r.Name == name:
+			return &r
+		case found == nil && r.Place != (configtoml.Place{}):
+			found = &r
+		}
+	}
+	return found
 }
 
 // kubernetesOf is the Kubernetes minor of this node, and what says so; "" is none.
@@ -896,16 +981,17 @@ func configSandboxImage(n *Node, c *configtoml.Config) []Result {
 		if strings.Contains(n.configLine(at), "sandbox ") || strings.Contains(n.configLine(at), "sandbox=") {
 			name = "sandbox"
 		}
-		r.Remedy = n.fixConfig(at.File, n.setValue(at, name, tomlText(want)))
-	case c.Exists && c.Files[0].Version >= 3 && n.tableLine(c.Path, []string{"plugins", criImagesSection, "pinned_images"}) == 0:
-		r.Remedy = n.fixConfig(c.Path, n.appendTo(c.Path, fmt.Sprintf("[plugins.%s.pinned_images]\n  sandbox = %s\n", tomlText(criImagesSection), tomlText(want))))
-	case c.Exists && c.Files[0].Version == 2:
-		table := []string{"plugins", criSection}
-		if line := n.tableLine(c.Path, table); line > 0 {
-			r.Remedy = n.fixConfig(c.Path, fmt.Sprintf("sed -i '%da sandbox_image = %s' %s", line, tomlText(want), quote(n.onHost(c.Path))))
-		} else {
-			r.Remedy = n.fixConfig(c.Path, n.appendTo(c.Path, fmt.Sprintf("[plugins.%s]\n  sandbox_image = %s\n", tomlText(criSection), tomlText(want))))
+		r.Remedy = n.fixConfig(at.File, "containerd.sandboxImage", n.setValue(at, name, tomlText(want)))
+	default:
+		version := daemonSchema(c)
+		if f := fileOf(c, c.Path); f != nil && !deadNames(c, f.Version) {
+			version = min(version, f.Version)
 		}
+		add := newKey{true, []string{"pinned_images"}, "sandbox", tomlText(want)}
+		if version <= 2 {
+			add = newKey{true, nil, "sandbox_image", tomlText(want)}
+		}
+		r.Remedy = n.fixConfig(c.Path, "containerd.sandboxImage", n.addKeys(c, c.Path, add))
 	}
 	return []Result{r}
 }
@@ -924,7 +1010,7 @@ func configOOMScore(n *Node, c *configtoml.Config) []Result {
 	}
 	r := Result{Verdict: Fail, Observed: fmt.Sprintf("oom_score = %d", score), Wanted: why, Place: cmp.Or(at.String(), c.Path), Remedy: n.reapply(true)}
 	if at.File != "" {
-		r.Remedy = n.fixConfig(at.File, n.setValue(at, "oom_score", strconv.Itoa(want)))
+		r.Remedy = n.fixConfig(at.File, "containerd.oomScore", n.setValue(at, "oom_score", strconv.Itoa(want)))
 	}
 	return []Result{r}
 }
@@ -969,7 +1055,7 @@ func (n *Node) fixProfile(at configtoml.Place) string {
 	if at.File == "" || at.File == n.ConfigPath() {
 		return n.reapply(true)
 	}
-	return n.fixConfig(at.File, n.drop(at.File, []configtoml.Place{at}))
+	return n.fixConfig(at.File, "it", n.drop(at.File, at))
 }
 
 func configRoot(n *Node, c *configtoml.Config) []Result {
@@ -992,13 +1078,31 @@ func configRoot(n *Node, c *configtoml.Config) []Result {
 			faults = append(faults, Result{Verdict: Fail, Object: root, Observed: m.FSType, Wanted: "a filesystem on a disk", Place: cmp.Or(at.String(), m.Path)})
 		}
 	}
-	if root != usual && n.exists(usual+"/io.containerd.metadata.v1.bolt/meta.db") {
+	const data = "/io.containerd.metadata.v1.bolt/meta.db"
+	if root != usual && n.exists(usual+data) && !n.sameInode(usual, root) && !n.sameInode(usual+data, root+data) {
 		faults = append(faults, Result{
 			Verdict: Fail, Object: usual, Observed: "has data of the time before root was " + root, Wanted: "no data that nobody uses", Place: cmp.Or(at.String(), c.Path),
-			Remedy: "# its images and containers are not known to this containerd; when nothing of them is wanted:\nrm -rf " + n.onHost(usual),
+			Remedy: "# its images and containers are not known to this containerd: look through " + n.onHost(usual) + ", and remove by hand what is not wanted",
 		})
 	}
 	return orPass(faults, "%s", root)
+}
+
+// sameInode says whether two paths are one file or folder, through links and mounts.
+func (n *Node) sameInode(a, b string) bool {
+	var ids [2]struct{ dev, ino uint64 }
+	for i, p := range []string{a, b} {
+		fi, err := n.Host.Root.Stat(p)
+		if err != nil {
+			return false
+		}
+		st, ok := fi.Sys().(*syscall.Stat_t)
+		if !ok {
+			return false
+		}
+		ids[i].dev, ids[i].ino = uint64(st.Dev), st.Ino
+	}
+	return ids[0] == ids[1]
 }
 
 func configPermissions(n *Node, c *configtoml.Config) []Result {
@@ -1057,7 +1161,7 @@ func configExposed(n *Node, c *configtoml.Config) []Result {
 			}
 			faults = append(faults, Result{
 				Verdict: Fail, Object: "API", Observed: observed, Wanted: "no TCP, or TLS with a CA for clients", Place: at.String(),
-				Remedy: n.fixConfig(at.File, n.drop(at.File, []configtoml.Place{at})),
+				Remedy: n.fixConfig(at.File, "containerd.settings", n.drop(at.File, at)),
 			})
 		}
 	}
@@ -1075,7 +1179,7 @@ func configExposed(n *Node, c *configtoml.Config) []Result {
 		}
 		faults = append(faults, Result{
 			Verdict: Fail, Object: s.name, Observed: address, Wanted: to, Place: at.String(),
-			Remedy: n.fixConfig(at.File, n.setValue(at, "address", tomlText(to))),
+			Remedy: n.fixConfig(at.File, "containerd.settings", n.setValue(at, "address", tomlText(to))),
 		})
 	}
 	return orPass(faults, "nothing listens beyond this node")
@@ -1133,9 +1237,13 @@ func configTransfer(n *Node, c *configtoml.Config) []Result {
 	})
 	var faults []Result
 	for _, p := range causes {
+		edits := []string{n.drop(p.Place.File, p.Place)}
+		if strings.HasPrefix(p.Name, "registry.") {
+			edits = append([]string{"# with what it says in " + usualCerts + "/HOST/hosts.toml:"}, edits...)
+		}
 		faults = append(faults, Result{
 			Verdict: Fail, Object: p.Name, Observed: "makes CRI pull without the transfer service", Wanted: "use_local_image_pull = true, or its default", Place: p.Place.String(),
-			Remedy: n.fixConfig(p.Place.File, n.drop(p.Place.File, []configtoml.Place{p.Place})),
+			Remedy: n.fixConfig(p.Place.File, "containerd.settings", edits...),
 		})
 	}
 	return orPass(faults, "the transfer service pulls")

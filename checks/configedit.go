@@ -1,25 +1,69 @@
 package checks
 
 import (
-	"cmp"
+	"errors"
 	"fmt"
 	"path"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/nodeprep/nodeprep/internal/configtoml"
+	"github.com/nodeprep/nodeprep/internal/releases"
 )
 
+// Several checks may find fault with one file, and somebody may paste all their remedies
+// one after the other. So no edit counts lines, which the one before it may have moved:
+// it names a table by its header's text and a key by its name, and adds nothing twice.
+
 // fixConfig is the remedy for what a config file says: the edits and the restart that
-// makes them count or, where the file is nodeprep's and was edited, another apply.
-func (n *Node) fixConfig(file string, edits ...string) string {
+// makes them count. A file that nodeprep makes is not edited: field names what to change
+// in the profile; where it was edited already, another apply makes it anew.
+func (n *Node) fixConfig(file, field string, edits ...string) string {
 	if drift, err := n.drifted(); err == nil && drift[file] != "" {
 		return n.reapply(true)
 	}
-	if n.Live {
-		edits = append(edits, restart)
+	if n.makes(file) {
+		return fmt.Sprintf("# %s is made from the profile: change %s there\n%s", file, field, n.reapply(false))
+	}
+	if restart := n.restartDaemon(); restart != "" {
+		edits = append(edits, n.afterDump(restart))
 	}
 	return strings.Join(edits, "\n")
+}
+
+// makes says whether nodeprep makes a config file: config.toml comes with each apply of
+// a profile that has containerd.
+func (n *Node) makes(file string) bool {
+	return file == defaultConfig && n.Receipt != nil && n.Receipt.Versions[releases.Containerd] != ""
+}
+
+// restartDaemon restarts the daemon and keeps its containers; "" in an image, where
+// nothing runs.
+func (n *Node) restartDaemon() string {
+	if !n.Live {
+		return ""
+	}
+	s, err := n.service()
+	switch {
+	case errors.Is(err, errNoSystemd):
+		return "# restart containerd"
+	case err != nil:
+		return "systemctl show -P KillMode containerd.service | grep -qx process && systemctl restart containerd.service"
+	case s.LoadState == "not-found":
+		return "# restart the containerd that reads it: it is not containerd.service"
+	}
+	return n.restart(s)
+}
+
+// afterDump lets the daemon's program read the config before the daemon is restarted.
+func (n *Node) afterDump(restart string) string {
+	program, _ := n.daemonProgram()
+	i := strings.LastIndex(restart, "\n") + 1 // comments come first
+	if program == "" || strings.HasPrefix(restart[i:], "#") {
+		return restart
+	}
+	return restart[:i] + quote(program) + " --config " + quote(n.ConfigPath()) + " config dump > /dev/null && " + restart[i:]
 }
 
 // configLines are a file's lines, none where it cannot be read.
@@ -35,68 +79,113 @@ func (n *Node) configLine(at configtoml.Place) string {
 	return ""
 }
 
+// oneLine is a value that ends on its line, and what may follow it.
+const oneLine = `(?:"[^"]*"|'[^']*'|\[[^\[\]]*\]|[^\s\[{"'#]+)\s*(?:#.*)?$`
+
 // isSetting says whether a place is a line that gives a key a value and nothing else.
 func (n *Node) isSetting(at configtoml.Place, key string) bool {
-	value := `(?:"[^"]*"|'[^']*'|\[[^\[\]]*\]|[^\s\[{"'#]+)`
-	ok, err := regexp.MatchString(`^\s*(?:[^\s=]+\.)?["']?`+regexp.QuoteMeta(key)+`["']?\s*=\s*`+value+`\s*(?:#.*)?$`, n.configLine(at))
+	ok, err := regexp.MatchString(`^\s*(?:[^\s=]+\.)?["']?`+regexp.QuoteMeta(key)+`["']?\s*=\s*`+oneLine, n.configLine(at))
 	return ok && err == nil
+}
+
+// sedLine is the whole of a line as sed looks for it.
+func sedLine(text string) string { return "/^" + sedPattern(text) + "$/" }
+
+// sedHeader is how a table's header, or the like, begins.
+const sedHeader = `/^[[:space:]]*\[/`
+
+// table is what tells sed the lines of the table in which a place is; "" where the text
+// of its header does not tell it from others.
+func (n *Node) table(at configtoml.Place) string {
+	lines := n.configLines(at.File)
+	for l := at.Line - 2; l >= 0; l-- {
+		if strings.HasPrefix(strings.TrimSpace(lines[l]), "[") {
+			if !alone(lines, lines[l]) {
+				return ""
+			}
+			return sedLine(lines[l]) + "," + sedHeader
+		}
+	}
+	return "1," + sedHeader
+}
+
+func alone(lines []string, line string) bool {
+	return len(slices.DeleteFunc(slices.Clone(lines), func(l string) bool { return l != line })) == 1
+}
+
+// setting is what tells sed the line of a setting within its table.
+func (n *Node) setting(at configtoml.Place) string {
+	name, _, _ := strings.Cut(n.configLine(at), "=")
+	return `^[[:space:]]*` + sedPattern(strings.TrimSpace(name)) + `[[:space:]]*=`
 }
 
 // setValue gives the key at a place another value, as TOML has it.
 func (n *Node) setValue(at configtoml.Place, key, value string) string {
-	if !n.isSetting(at, key) {
+	table := n.table(at)
+	if table == "" || !n.isSetting(at, key) {
 		return fmt.Sprintf("# at %s: %s = %s", at, key, value)
 	}
-	return fmt.Sprintf("sed -i '%ds|=.*|= %s|' %s", at.Line, value, quote(n.onHost(at.File)))
+	value = strings.NewReplacer(`\`, `\\`, "&", `\&`, "|", `\|`).Replace(value)
+	return "sed -i " + quote(fmt.Sprintf(`%ss|\(%s\).*|\1 %s|`, table, n.setting(at), value)) + " " + quote(n.onHost(at.File))
 }
 
-// drop takes the keys and tables at places out of a file, all by their line numbers of now.
-func (n *Node) drop(file string, places []configtoml.Place) string {
-	var ranges, by []string
+// drop takes the keys and tables at places out of a file.
+func (n *Node) drop(file string, places ...configtoml.Place) string {
+	var by []string
+	sed := "sed -i"
 	for _, at := range places {
-		last := n.lastLine(at)
-		switch {
-		case last == 0:
+		edits := n.dropOne(at)
+		if edits == nil {
 			by = append(by, "# take out what stands at "+at.String())
-		case last == at.Line:
-			ranges = append(ranges, fmt.Sprintf("%dd", at.Line))
-		default:
-			ranges = append(ranges, fmt.Sprintf("%d,%dd", at.Line, last))
+		}
+		for _, e := range edits {
+			sed += " -e " + quote(e)
 		}
 	}
-	if len(ranges) > 0 {
-		by = append(by, fmt.Sprintf("sed -i '%s' %s", strings.Join(ranges, ";"), quote(n.onHost(file))))
+	if sed != "sed -i" {
+		by = append(by, sed+" "+quote(n.onHost(file)))
 	}
 	return strings.Join(by, "\n")
 }
 
-// lastLine is where what starts at a place ends: a table with the tables below it, or a
-// setting on one line; 0 where that cannot be told.
-func (n *Node) lastLine(at configtoml.Place) int {
-	lines := n.configLines(at.File)
-	header, isTable := strings.CutPrefix(strings.TrimSpace(n.configLine(at)), "[")
+// dropOne are the edits that take out what starts at a place: a setting on one line, or
+// a table with the tables below it. Comments stay. nil is that it cannot be told.
+func (n *Node) dropOne(at configtoml.Place) []string {
+	lines, line := n.configLines(at.File), n.configLine(at)
+	header, isTable := strings.CutPrefix(strings.TrimSpace(line), "[")
 	if !isTable {
-		if ok, err := regexp.MatchString(`^\s*[^=#]+=\s*(?:"[^"]*"|'[^']*'|\[[^\[\]]*\]|[^\s\[{"'#]+)\s*(?:#.*)?$`, n.configLine(at)); ok && err == nil {
-			return at.Line
+		ok, err := regexp.MatchString(`^\s*[^=#]+=\s*`+oneLine, line)
+		if table := n.table(at); ok && err == nil && table != "" {
+			return []string{table + "{/" + n.setting(at) + "/d;}"}
 		}
-		return 0
+		return nil
 	}
 	i := strings.LastIndex(header, "]")
 	if i < 0 {
-		return 0
+		return nil
 	}
 	header = header[:i]
-	last := at.Line
-	for l := at.Line; l < len(lines); l++ {
+	var edits []string
+	for l := at.Line - 1; l < len(lines); l++ {
 		text := strings.TrimSpace(lines[l])
-		if strings.HasPrefix(text, "[") && !strings.HasPrefix(text, "["+header+".") {
-			break
+		switch {
+		case !strings.HasPrefix(text, "["):
+			continue
+		case !isHeader(text) || !alone(lines, lines[l]):
+			return nil
+		case l >= at.Line && !strings.HasPrefix(text, "["+header+"."):
+			return edits
 		}
-		if text != "" && !strings.HasPrefix(text, "#") {
-			last = l + 1
-		}
+		edits = append(edits, fmt.Sprintf(`%s,%s{%[1]sd;/^[[:space:]]*[[#]/!d;}`, sedLine(lines[l]), sedHeader))
 	}
-	return last
+	return edits
+}
+
+// isHeader says whether a line that begins with a bracket is a table's header, and no
+// list in a list.
+func isHeader(text string) bool {
+	ok, err := regexp.MatchString(`^\[[^\[\],=]+\]\s*(?:#.*)?$`, text)
+	return ok && err == nil
 }
 
 // tomlText quotes a text.
@@ -104,15 +193,15 @@ func tomlText(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
 }
 
-// runtimeSection is CRI's section of runtimes in a file of a version.
-func runtimeSection(version int) string {
-	switch {
-	case version < 2:
-		return "cri"
-	case version == 2:
-		return criSection
+// tomlHeader is a table's header.
+func tomlHeader(table []string) string {
+	parts := make([]string, len(table))
+	for i, p := range table {
+		if parts[i] = p; p == "" || strings.Trim(p, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") != "" {
+			parts[i] = tomlText(p)
+		}
 	}
-	return criRuntimeSection
+	return "[" + strings.Join(parts, ".") + "]"
 }
 
 // CRI's sections of config.toml: the one of schema 2, and those since 3.
@@ -122,49 +211,159 @@ const (
 	criRuntimeSection = "io.containerd.cri.v1.runtime"
 )
 
-// setOption gives a runtime an option that is true or false.
-func (n *Node) setOption(c *configtoml.Config, r configtoml.Runtime, at configtoml.Place, option, value string) (file, edit string) {
-	if at.File != "" {
-		return at.File, n.setValue(at, option, value)
+// criName is CRI's section of runtimes, or of images, in a file of a version.
+func criName(version int, images bool) string {
+	switch {
+	case version < 2:
+		return "cri"
+	case version == 2:
+		return criSection
+	case images:
+		return criImagesSection
 	}
-	file = cmp.Or(r.Place.File, c.Path)
-	if !c.Exists {
-		return file, fmt.Sprintf("mkdir -p %s\ncontainerd config default > %[2]s\nsed -i 's/%[3]s = .*/%[3]s = %[4]s/' %[2]s",
-			quote(n.onHost(path.Dir(file))), quote(n.onHost(file)), option, value)
-	}
-	version := 0
+	return criRuntimeSection
+}
+
+// fileOf is a file of the config, nil where it has none of that path.
+func fileOf(c *configtoml.Config, file string) *configtoml.File {
 	for _, f := range c.Files {
 		if f.Path == file {
-			version = f.Version
+			return f
 		}
 	}
-	table := []string{"plugins", tomlText(runtimeSection(version)), "containerd", "runtimes", r.Name}
-	if line := n.tableLine(file, append(table, "options")); line > 0 {
-		return file, fmt.Sprintf("sed -i '%da %s = %s' %s", line, option, value, quote(n.onHost(file)))
+	return nil
+}
+
+// deadNames says whether containerd reads sections of schema 2 nowhere in a file without
+// a version, or with version 1: 2.0 to 2.2 give them the names of 2, and then take the
+// file for one of schema 3 without a migration (cmd/containerd/server/config of 2.1).
+func deadNames(c *configtoml.Config, version int) bool {
+	return version < 2 && rules(c).AtLeast(2, 0, 0) && !rules(c).AtLeast(2, 3, 0)
+}
+
+// shortNames are the plugins that a file names as only version 1 does.
+func shortNames(f *configtoml.File) []string {
+	var out []string
+	plugins, _ := f.Tree["plugins"].(map[string]any)
+	for name := range plugins {
+		out = append(out, name)
 	}
-	var text strings.Builder
-	// A table of 1.x replaces the built-in runtime, type and all.
-	if r.TypePlace == (configtoml.Place{}) && n.tableLine(file, table) == 0 {
-		fmt.Fprintf(&text, "[%s]\n  runtime_type = %q\n", strings.Join(table, "."), cmp.Or(r.Type, runcShim))
+	for _, list := range []string{"disabled_plugins", "required_plugins"} {
+		entries, _ := f.Tree[list].([]any)
+		for _, e := range entries {
+			if s, ok := e.(string); ok {
+				out = append(out, s)
+			}
+		}
 	}
-	fmt.Fprintf(&text, "[%s.options]\n  %s = %s\n", strings.Join(table, "."), option, value)
-	return file, n.appendTo(file, text.String())
+	return slices.DeleteFunc(out, func(name string) bool { return strings.Contains(name, ".") })
+}
+
+// setVersion gives a file a version.
+func (n *Node) setVersion(f *configtoml.File, version int) string {
+	if at := f.Place("version"); at.File != "" {
+		return n.setValue(at, "version", fmt.Sprint(version))
+	}
+	file := quote(n.onHost(f.Path))
+	return fmt.Sprintf("grep -q '^version *=' %s || sed -i '1i version = %d' %[1]s", file, version)
+}
+
+// newKey is a key, with its value as TOML has it, for a table below CRI's section of
+// runtimes or of images.
+type newKey struct {
+	images     bool
+	table      []string
+	key, value string
+}
+
+// addKeys are the edits that give a file keys which it does not have. A file that is not
+// there is made, one without a version gets that of the release, where its other
+// settings allow that.
+func (n *Node) addKeys(c *configtoml.Config, file string, keys ...newKey) string {
+	f, version := fileOf(c, file), releases.ConfigSchema(rules(c))
+	name := quote(n.onHost(file))
+	var edits []string
+	comment := func() string {
+		var out []string
+		for _, k := range keys {
+			out = append(out, fmt.Sprintf("# in %s, in a file of version %d, below %s: %s = %s", file, version, tomlHeader(k.path(version)), k.key, k.value))
+		}
+		return strings.Join(out, "\n")
+	}
+	switch {
+	case f == nil:
+		edits = append(edits, fmt.Sprintf("mkdir -p %s\ntest -e %s || echo 'version = %d' > %[2]s", quote(n.onHost(path.Dir(file))), name, version))
+	case deadNames(c, f.Version):
+		if file != c.Path || len(c.Files) > 1 || len(shortNames(f)) > 0 {
+			return comment()
+		}
+		edits = append(edits, n.setVersion(f, version))
+	default:
+		version = min(version, f.Version)
+	}
+	for _, k := range keys {
+		e := n.addKey(f, file, k.path(version), k.key+" = "+k.value)
+		if e == "" {
+			return comment()
+		}
+		edits = append(edits, e)
+	}
+	return strings.Join(edits, "\n")
+}
+
+func (k newKey) path(version int) []string {
+	return slices.Concat([]string{"plugins", criName(version, k.images)}, k.table)
+}
+
+// addKey adds a setting to a table, and the table at the end of a file that has none; ""
+// where the table is written in a way that allows neither.
+func (n *Node) addKey(f *configtoml.File, file string, table []string, setting string) string {
+	lines, name, header := n.configLines(file), quote(n.onHost(file)), tomlHeader(table)
+	if line := n.tableLine(file, table); line > 0 {
+		if !alone(lines, lines[line-1]) {
+			return ""
+		}
+		return "sed -i " + quote(sedLine(lines[line-1])+"a "+setting) + " " + name
+	}
+	for i := range table {
+		// Inline tables and dotted keys cannot be added to by a header.
+		if f != nil {
+			if at := f.Place(table[:i+1]...); at.Line > 0 && !strings.HasPrefix(strings.TrimSpace(n.configLine(at)), "[") {
+				return ""
+			}
+		}
+	}
+	// Another remedy may have made the table by then.
+	return fmt.Sprintf("grep -qxF %s %s || printf '\\n%%s\\n' %[1]s >> %[2]s\nsed -i %[3]s %[2]s",
+		quote(header), name, quote(sedLine(header)+"a "+setting))
 }
 
 // tableLine is the line of a table's header, 0 where the file has none.
 func (n *Node) tableLine(file string, table []string) int {
-	want := strings.NewReplacer(`"`, "", "'", "", " ", "").Replace(strings.Join(table, "."))
+	plain := strings.NewReplacer(`"`, "", "'", "", " ", "", "\t", "")
 	for i, l := range n.configLines(file) {
 		l, _, _ = strings.Cut(l, "#")
-		l = strings.NewReplacer(`"`, "", "'", "", " ", "", "\t", "").Replace(strings.TrimSpace(l))
-		if l == "["+want+"]" {
+		if plain.Replace(l) == plain.Replace("["+strings.Join(table, ".")+"]") {
 			return i + 1
 		}
 	}
 	return 0
 }
 
-// appendTo adds lines at the end of a file.
-func (n *Node) appendTo(file, text string) string {
-	return "cat >> " + quote(n.onHost(file)) + " <<'EOF'\n\n" + text + "EOF"
+// setOption gives a runtime an option that is true or false.
+func (n *Node) setOption(c *configtoml.Config, r configtoml.Runtime, at configtoml.Place, option, value string) (file, edit string) {
+	if at.File != "" {
+		return at.File, n.setValue(at, option, value)
+	}
+	file = r.Place.File
+	if file == "" {
+		file = c.Path
+	}
+	table := []string{"containerd", "runtimes", r.Name}
+	keys := []newKey{{table: append(slices.Clip(table), "options"), key: option, value: value}}
+	// A table of 1.x replaces the built-in runtime, type and all.
+	if r.TypePlace == (configtoml.Place{}) && r.Type != "" && !rules(c).AtLeast(2, 0, 0) {
+		keys = append([]newKey{{table: table, key: "runtime_type", value: tomlText(r.Type)}}, keys...)
+	}
+	return file, n.addKeys(c, file, keys...)
 }

@@ -26,7 +26,7 @@ func daemonChecks() []Check {
 			Why:    "A kubelet whose runtime does not answer at the socket makes the node NotReady, whatever systemd says of the unit.",
 			Source: "containerd docs/ops.md, gRPC address; kubeadm preflight CRI",
 			Needs:  []string{NeedProcess},
-			Remedy: "systemctl restart containerd\njournalctl -u containerd -b -n 50",
+			Remedy: "systemctl restart containerd.service, once its KillMode is process\njournalctl -u containerd -b -n 50",
 			Run:    single(answers),
 		},
 		{
@@ -34,7 +34,7 @@ func daemonChecks() []Check {
 			Why:    "A daemon that runs another release than the one that was planned reads its config by other rules.",
 			Source: "containerd RELEASES.md, API stability",
 			Needs:  []string{daemonAnswers, "process/exe"},
-			Remedy: "systemctl restart containerd",
+			Remedy: "systemctl restart containerd.service, once its KillMode is process",
 			Run:    runningVersion,
 		},
 		{
@@ -44,7 +44,7 @@ func daemonChecks() []Check {
 			// A host that lacks what the snapshotter needs, and a config that is not in force yet,
 			// are what others are about.
 			Needs:  []string{daemonAnswers, "process/config", "host/snapshotter", "kernel/overlay", "host/backing-filesystem"},
-			Remedy: "# name a snapshotter that \"ctr plugins ls\" shows as ok, or give the host what its message asks for\nsystemctl restart containerd",
+			Remedy: "# name a snapshotter that \"ctr plugins ls\" shows as ok, or give the host what its message asks for\nsystemctl restart containerd.service, once its KillMode is process",
 			Run:    single(snapshotter),
 		},
 		{
@@ -54,7 +54,7 @@ func daemonChecks() []Check {
 			Needs: []string{
 				daemonAnswers, "process/config", "config/cri-enabled", "config/mirrors", "config/cni-bin-dirs", "config/default-runtime", "daemon/snapshotter",
 			},
-			Remedy: "# correct what the plugin's message names\nsystemctl restart containerd",
+			Remedy: "# correct what the plugin's message names\nsystemctl restart containerd.service, once its KillMode is process",
 			Run:    single(cri),
 		},
 		{
@@ -108,8 +108,6 @@ func (n *Node) ctr(namespace string) string {
 	return s + " -n " + namespace
 }
 
-const restart = "systemctl restart containerd"
-
 // orDefault is a place of the config, or who decides where no file does.
 func orDefault(p configtoml.Place) string {
 	if p == (configtoml.Place{}) {
@@ -134,7 +132,7 @@ func answers(ctx context.Context, n *Node) Result {
 		r.Verdict, r.Observed = Skip, "another process listens there, which is what process/socket-owner is about"
 	default:
 		r.Verdict, r.Observed, r.Wanted = Fail, err.Error(), "an answer"
-		r.Remedy = restart + "\njournalctl -u containerd -b -n 50"
+		r.Remedy = n.restartDaemon() + "\njournalctl -u containerd -b -n 50"
 	}
 	return r
 }
@@ -178,9 +176,9 @@ func runningVersion(ctx context.Context, n *Node) []Result {
 	if disk == running || disk == (releases.Version{}) {
 		return []Result{{Verdict: Pass, Observed: text, Note: "as " + from + " says"}}
 	}
-	r := Result{Verdict: Fail, Observed: text, Wanted: disk.String() + " (" + from + ")", Place: n.DaemonBinary(), Remedy: restart}
+	r := Result{Verdict: Fail, Observed: text, Wanted: disk.String() + " (" + from + ")", Place: n.DaemonBinary(), Remedy: n.restartDaemon()}
 	if !strings.HasSuffix(from, " --version") {
-		r.Remedy = n.reapply(false) + "\n" + restart
+		r.Remedy = n.reapply(false) + "\n" + n.restartDaemon()
 	}
 	return []Result{r}
 }
@@ -239,12 +237,15 @@ func snapshotter(_ context.Context, n *Node) Result {
 		}
 	}
 	if usual := "overlayfs"; place.Line > 0 && slices.Contains(good, usual) {
-		r.Remedy = fmt.Sprintf("sed -i '%ds/%s/%s/' %s\n%s", place.Line, sedPattern(name), usual, quote(place.File), restart)
+		r.Remedy = n.fixConfig(place.File, "containerd.snapshotter", n.setValue(place, "snapshotter", tomlText(usual)))
 	}
 	return r
 }
 
 func cri(ctx context.Context, n *Node) Result {
+	if c, err := n.Config(); err == nil && len(c.DisabledCRI()) > 0 {
+		return skip("CRI is off (%s)", c.DisabledCRI()[0].Place)[0]
+	}
 	plugins, err := n.plugins()
 	if err != nil {
 		return unknown(err)[0]
@@ -274,7 +275,7 @@ func cri(ctx context.Context, n *Node) Result {
 		r.Note = "with it " + strings.Join(also, ", ")
 	}
 	if r.Verdict == Fail {
-		r.Remedy = "# correct what the message names, in " + n.ConfigPath() + " or on the host\n" + restart
+		r.Remedy = "# correct what the message names, in " + n.ConfigPath() + " or on the host\n" + n.restartDaemon()
 	}
 	return r
 }
@@ -302,14 +303,14 @@ func failedPlugins(ctx context.Context, n *Node) []Result {
 			continue
 		}
 		switch {
-		case p.State == daemon.StateError && strings.Contains(p.Err, "unable to load CRI "):
-			// It only follows from what daemon/cri is about.
+		case p.State == daemon.StateError && (strings.Contains(p.Err, "unable to load CRI ") || strings.Contains(p.Err, "snapshotter") && strings.HasSuffix(p.Err, "not found")):
+			// It only follows from what daemon/cri and daemon/snapshotter are about.
 		case p.State == daemon.StateSkip, strings.HasSuffix(p.Err, "devmapper not configured"): // 1.6 calls it an error
 			skipped++
 		case p.State == daemon.StateError:
 			faults = append(faults, Result{
 				Verdict: Warn, Object: need.Name(), Observed: p.Err, Wanted: "ok",
-				Remedy: "# correct what the message names, or add it to disabled_plugins in " + n.ConfigPath() + "\n" + restart,
+				Remedy: "# correct what the message names, or add it to disabled_plugins in " + n.ConfigPath() + "\n" + n.restartDaemon(),
 			})
 		}
 	}

@@ -22,7 +22,7 @@ func runs(c *containerd, version string) func(*Outside) {
 			c.version = version
 		}
 		withDaemon(c)(o)
-		withUnits(units{systemd.UnitName: {MainPID: 7}})(o)
+		withUnits(units{systemd.UnitName: {MainPID: 7, KillMode: "process"}})(o)
 		prints(map[string]string{"/usr/local/bin/containerd --version": "containerd github.com/containerd/containerd v" + version + " 1"})(o)
 	}
 }
@@ -100,7 +100,7 @@ func TestDaemonVersion(t *testing.T) {
 	expect(t, fake(t, daemonFiles(nil), runs(&containerd{}, "2.4.2")), id, want{verdict: Pass, observed: "2.4.2"})
 	expect(t, fake(t, daemonFiles(nil), runs(&containerd{version: "2.4.2+ds1"}, "2.4.2"), wantsVersion("2.4.2")), id, want{verdict: Pass, observed: "2.4.2+ds1"})
 	expect(t, fake(t, daemonFiles(nil), runs(&containerd{version: "1.7.24~ds1"}, "2.4.2")), id,
-		want{verdict: Fail, observed: "1.7.24~ds1", wanted: "2.4.2 (/usr/local/bin/containerd --version)", place: "/usr/local/bin/containerd", remedy: restart})
+		want{verdict: Fail, observed: "1.7.24~ds1", wanted: "2.4.2 (/usr/local/bin/containerd --version)", place: "/usr/local/bin/containerd", remedy: "systemctl restart containerd.service"})
 	// What is on the disk and runs is not daemon/version's.
 	expect(t, fake(t, daemonFiles(nil), runs(&containerd{}, "2.1.9"), wantsVersion("2.4.2")), id, want{verdict: Pass})
 	// A program that cannot be asked leaves the word to the profile.
@@ -124,7 +124,7 @@ func TestDaemonSnapshotter(t *testing.T) {
 	skipped := append(wellPlugins(), daemon.Plugin{Type: snapshotterType, ID: "zfs", State: daemon.StateSkip, Err: "must be a zfs filesystem: skip plugin"})
 	n := fake(t, zfs, runs(&containerd{plugins: skipped}, "2.4.2"))
 	expect(t, n, id, want{verdict: Fail, object: "zfs", observed: "skipped: must be a zfs filesystem", place: "/etc/containerd/config.toml:3",
-		remedy: "sed -i '3s/zfs/overlayfs/' /etc/containerd/config.toml\nsystemctl restart containerd"})
+		remedy: `.*|\1 "overlayfs"|' /etc/containerd/config.toml` + "\n/usr/local/bin/containerd --config /etc/containerd/config.toml config dump > /dev/null && systemctl restart containerd.service"})
 	expect(t, fake(t, zfs, runs(&containerd{plugins: wellPlugins()}, "2.4.2")), id, want{verdict: Fail, object: "zfs", observed: "not loaded"})
 	stargz := daemonFiles(files{"/etc/containerd/config.toml": "version = 3\n[plugins.'io.containerd.cri.v1.images']\nsnapshotter = \"stargz\"\n[proxy_plugins.stargz]\ntype = \"snapshot\"\naddress = \"/run/s.sock\"\n"})
 	n = fake(t, stargz, runs(&containerd{plugins: wellPlugins()}, "2.4.2"))
@@ -144,7 +144,7 @@ func TestDaemonCRI(t *testing.T) {
 	broken := illPlugin("runtime", daemon.StateError, "invalid plugin config: no runtime for \"kata\"")
 	broken[4].State, broken[4].Err = daemon.StateError, "unable to load CRI runtime service plugin dependency"
 	n := fake(t, daemonFiles(nil), runs(&containerd{plugins: broken}, "2.4.2"))
-	expect(t, n, id, want{verdict: Fail, object: "io.containerd.cri.v1.runtime", observed: `no runtime for "kata"`, place: "/etc/containerd/config.toml", remedy: restart})
+	expect(t, n, id, want{verdict: Fail, object: "io.containerd.cri.v1.runtime", observed: `no runtime for "kata"`, place: "/etc/containerd/config.toml", remedy: "systemctl restart containerd.service"})
 	if r := results(t, n, id)[0]; r.Note != "with it io.containerd.grpc.v1.cri" {
 		t.Errorf("note %q", r.Note)
 	}

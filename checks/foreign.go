@@ -118,7 +118,7 @@ func foreignDocker(_ context.Context, n *Node) Result {
 		return Result{Verdict: Pass, Observed: "no dockerd"}
 	}
 	r := Result{Verdict: Warn, Observed: found[0] + " is installed", Wanted: "no Docker on a node", Place: found[0]}
-	r.Remedy = "# if nothing needs Docker's containers, which end with it:\nsystemctl disable --now docker.service docker.socket"
+	r.Remedy = "# if nothing needs Docker's containers, which end with it:\n" + n.disable("docker.service", "docker.socket")
 	on, err := n.active("docker.service")
 	if err != nil {
 		return unknown(err)[0]
@@ -153,13 +153,13 @@ func foreignPackages(_ context.Context, n *Node) []Result {
 			}
 			faults = append(faults, Result{
 				Verdict: Warn, Object: pkg, Observed: version + " is installed, and upgraded with all packages", Wanted: "the package held, or not there", Place: "/var/lib/dpkg/status",
-				Remedy: "apt-mark hold " + pkg,
+				Remedy: n.inRoot("apt-mark hold " + pkg),
 			})
 		}
 	} else if len(programs) > 0 && len(n.there("/var/lib/rpm", "/usr/lib/sysimage/rpm")) > 0 {
 		faults = append(faults, Result{
 			Verdict: Warn, Object: programs[0], Observed: "is there, probably a package's", Wanted: "no package's containerd or runc", Place: programs[0],
-			Remedy: "# see whose it is; removing that takes away what depends on it\nrpm -qf " + programs[0],
+			Remedy: "# see whose it is; removing that takes away what depends on it\n" + n.inRoot("rpm -qf "+programs[0]),
 		})
 	}
 	return orPass(faults, "no package brings another containerd or runc")
@@ -210,6 +210,9 @@ func foreignDistributions(_ context.Context, n *Node) []Result {
 			Verdict: Warn, Object: d.name, Observed: found[0] + " is there", Wanted: "one Kubernetes on a machine", Place: found[0],
 			Remedy: "# if nothing needs it any more; its pods end with it, and its data stays\n" + d.off,
 		}
+		if !n.Live {
+			r.Remedy = "# take it out of the image, if nothing needs it"
+		}
 		for _, unit := range d.units {
 			on, err := n.active(unit)
 			if err != nil {
@@ -232,10 +235,14 @@ func foreignSnap(_ context.Context, n *Node) []Result {
 		if len(found) == 0 {
 			continue
 		}
-		faults = append(faults, Result{
+		r := Result{
 			Verdict: Warn, Object: snap, Observed: found[0] + " is there", Wanted: "no container runtime in a snap", Place: found[0],
 			Remedy: "# if nothing needs it any more; its containers end with it, and come back with snap enable\nsnap disable " + snap,
-		})
+		}
+		if !n.Live {
+			r.Remedy = "# take it out of the image, if nothing needs it"
+		}
+		faults = append(faults, r)
 	}
 	return orPass(faults, "no snap brings a container runtime")
 }
@@ -250,7 +257,7 @@ func foreignPodman(_ context.Context, n *Node) Result {
 		if strings.Contains(path.Base(f), "podman") {
 			return Result{
 				Verdict: Warn, Observed: f + " is podman's network", Wanted: "no network of podman's where containerd looks", Place: f,
-				Remedy: "# podman before version 4 then has no network, unless it has its own folder (cni_config_dir in containers.conf)\nmv " + f + " " + f + ".off",
+				Remedy: "# podman before version 4 then has no network, unless it has its own folder (cni_config_dir in containers.conf)\n" + n.putAside(f),
 			}
 		}
 	}
@@ -267,7 +274,7 @@ func foreignCRIO(_ context.Context, n *Node) Result {
 	}
 	r := Result{
 		Verdict: Warn, Observed: found[0] + " is there", Wanted: "one CRI runtime on a node", Place: found[0],
-		Remedy: "# its pods end when the node boots, or with crictl; what the kubelet uses is its containerRuntimeEndpoint\nsystemctl disable --now crio.service",
+		Remedy: "# its pods end when the node boots, or with crictl; what the kubelet uses is its containerRuntimeEndpoint\n" + n.disable("crio.service"),
 	}
 	on, err := n.active("crio.service")
 	switch {
@@ -300,11 +307,11 @@ func maskedUnit(_ context.Context, n *Node) Result {
 				r.Remedy = "systemctl unmask --runtime " + systemd.UnitName
 			}
 			if !n.Live || dir != "/etc/systemd/system" && dir != "/run/systemd/system" {
-				r.Remedy = "rm " + file
+				r.Remedy = "rm " + n.word(file)
 			}
 		case fi.Mode().IsRegular() && fi.Size() == 0:
 			r.Observed = file + " is empty, which masks the unit"
-			r.Remedy = "rm " + file
+			r.Remedy = "rm " + n.word(file)
 		default:
 			// The first one counts.
 			return Result{Verdict: Pass, Observed: file + " is not a mask", Place: file}
@@ -320,8 +327,10 @@ func maskedUnit(_ context.Context, n *Node) Result {
 	return Result{Verdict: Pass, Observed: "not masked"}
 }
 
-func binaryOwner(_ context.Context, n *Node) Result {
-	found := n.there("/usr/local/bin/containerd", "/usr/bin/containerd", "/opt/bin/containerd", "/usr/local/sbin/containerd")
+// otherDaemons are the containerds in the usual places that are not the daemon's, and all
+// that there are.
+func (n *Node) otherDaemons() (others, found []string) {
+	found = n.there("/usr/local/bin/containerd", "/usr/bin/containerd", "/opt/bin/containerd", "/usr/local/sbin/containerd")
 	// One program by two names is one.
 	var real []string
 	found = slices.DeleteFunc(found, func(p string) bool {
@@ -332,21 +341,26 @@ func binaryOwner(_ context.Context, n *Node) Result {
 		real = append(real, r)
 		return false
 	})
+	used := n.DaemonBinary()
+	return slices.DeleteFunc(slices.Clone(found), func(p string) bool { return n.same(p, used) }), found
+}
+
+func binaryOwner(_ context.Context, n *Node) Result {
+	others, found := n.otherDaemons()
 	if len(found) == 0 {
 		return Result{Verdict: Pass, Observed: "none of its usual places has a containerd"}
 	}
 	used := n.DaemonBinary()
-	others := slices.DeleteFunc(slices.Clone(found), func(p string) bool { return n.same(p, used) })
 	if len(others) == 0 {
 		return Result{Verdict: Pass, Observed: found[0] + " alone", Place: found[0]}
 	}
 	r := Result{
 		Verdict: Warn, Observed: others[0] + " is there beside " + used, Wanted: "one containerd", Place: others[0],
-		Remedy: "# whatever starts it will not find it any more\nmv " + others[0] + " " + others[0] + ".off",
+		Remedy: "# whatever starts it will not find it any more\n" + n.putAside(others[0]),
 	}
 	if pkg := n.runtimePackage(others[0]); pkg != "" {
 		r.Observed = others[0] + " of the package " + pkg + " is there beside " + used
-		r.Remedy = "# this also takes away what depends on it, such as Docker\napt-get remove " + pkg
+		r.Remedy = "# this also takes away what depends on it, such as Docker\n" + n.inRoot("apt-get remove "+pkg)
 	}
 	return r
 }
@@ -354,7 +368,7 @@ func binaryOwner(_ context.Context, n *Node) Result {
 // foreignDaemons looks for processes that are called containerd and are not the daemon of
 // this node.
 func foreignDaemons(_ context.Context, n *Node) []Result {
-	entries, err := n.Host.Root.ReadDir("/proc")
+	all, err := n.processes()
 	if err != nil {
 		return unknown(err)
 	}
@@ -365,15 +379,12 @@ func foreignDaemons(_ context.Context, n *Node) []Result {
 		return unknown(err)
 	}
 	var faults []Result
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid == main {
+	for _, p := range all {
+		if p.comm != "containerd" || p.pid == main {
 			continue
 		}
-		dir := "/proc/" + e.Name()
-		if comm, err := n.text(dir + "/comm"); err != nil || comm != "containerd" {
-			continue
-		}
+		pid, number := p.pid, strconv.Itoa(p.pid)
+		dir := "/proc/" + number
 		// A child of the daemon is called like it until it has become a shim.
 		if main != 0 && n.parent(pid) == main {
 			continue
@@ -385,8 +396,8 @@ func foreignDaemons(_ context.Context, n *Node) []Result {
 			exe = args[0]
 		}
 		r := Result{
-			Verdict: Warn, Object: "process " + e.Name(), Observed: "another containerd, " + exe, Wanted: "one containerd",
-			Place: dir, Remedy: "# see what started it; its containers stay, and nobody looks after them when it ends\nsystemctl status " + e.Name(),
+			Verdict: Warn, Object: "process " + number, Observed: "another containerd, " + exe, Wanted: "one containerd",
+			Place: dir, Remedy: "# see what started it; its containers stay, and nobody looks after them when it ends\nsystemctl status " + number,
 		}
 		if len(args) > 1 {
 			r.Note = "started as " + strings.Join(args, " ")
@@ -434,7 +445,7 @@ func crictlKeys() []string {
 
 func crictlConfig(_ context.Context, n *Node) []Result {
 	const file = "/etc/crictl.yaml"
-	wanted := "unix://" + n.Address()
+	wanted, target := "unix://"+n.Address(), n.word(file)
 	b, err := n.Host.Root.ReadFile(file)
 	switch {
 	case absent(err) && n.tool("crictl") == "":
@@ -442,7 +453,7 @@ func crictlConfig(_ context.Context, n *Node) []Result {
 	case absent(err):
 		return []Result{{
 			Verdict: Warn, Observed: "there is no " + file + ": crictl tries one socket after another", Wanted: "runtime-endpoint: " + wanted, Place: file,
-			Remedy: "echo 'runtime-endpoint: " + wanted + "' > " + file,
+			Remedy: "echo 'runtime-endpoint: " + wanted + "' > " + target,
 		}}
 	case err != nil:
 		return unknown(err)
@@ -451,7 +462,7 @@ func crictlConfig(_ context.Context, n *Node) []Result {
 	if err := yaml.Unmarshal(b, &doc); err != nil {
 		return []Result{{
 			Verdict: Warn, Observed: err.Error(), Wanted: "YAML", Place: file,
-			Remedy: "mv " + file + " " + file + ".off\necho 'runtime-endpoint: " + wanted + "' > " + file,
+			Remedy: n.putAside(file) + "\necho 'runtime-endpoint: " + wanted + "' > " + target,
 		}}
 	}
 	var faults []Result
@@ -462,7 +473,7 @@ func crictlConfig(_ context.Context, n *Node) []Result {
 			if !slices.Contains(crictlKeys(), key) {
 				faults = append(faults, Result{
 					Verdict: Warn, Object: key, Observed: "a key that crictl does not know: it does nothing but say so", Wanted: "no such key", Place: place,
-					Remedy: fmt.Sprintf("sed -i '%d s/^/# /' %s", c[i].Line, file),
+					Remedy: fmt.Sprintf("sed -i '%d s/^/# /' %s", c[i].Line, target),
 				})
 			}
 			if key != "runtime-endpoint" && key != "image-endpoint" {
@@ -475,14 +486,14 @@ func crictlConfig(_ context.Context, n *Node) []Result {
 			}
 			faults = append(faults, Result{
 				Verdict: Warn, Object: key, Observed: value, Wanted: wanted, Place: place,
-				Remedy: fmt.Sprintf("sed -i '%d s|.*|%s: %s|' %s", c[i].Line, key, wanted, file),
+				Remedy: fmt.Sprintf("sed -i '%d s|.*|%s: %s|' %s", c[i].Line, key, wanted, target),
 			})
 		}
 	}
 	if endpoints["runtime-endpoint"] == "" && len(faults) == 0 {
 		faults = append(faults, Result{
 			Verdict: Warn, Observed: "no runtime-endpoint: crictl tries one socket after another", Wanted: wanted, Place: file,
-			Remedy: "echo 'runtime-endpoint: " + wanted + "' >> " + file,
+			Remedy: "echo 'runtime-endpoint: " + wanted + "' >> " + target,
 		})
 	}
 	return orPass(faults, "%s", endpoints["runtime-endpoint"])
@@ -493,6 +504,18 @@ func (n *Node) same(a, b string) bool {
 	ra, err1 := n.real(a)
 	rb, err2 := n.real(b)
 	return err1 == nil && err2 == nil && ra == rb
+}
+
+// otherCRI is the CRI runtime that listens at a socket by default, "" where that is not
+// known to be another one than containerd.
+func otherCRI(socket string) string {
+	switch path.Base(socket) {
+	case "cri-dockerd.sock":
+		return "cri-dockerd"
+	case "crio.sock":
+		return "CRI-O"
+	}
+	return ""
 }
 
 func kubeletEndpoint(_ context.Context, n *Node) Result {
@@ -514,16 +537,23 @@ func kubeletEndpoint(_ context.Context, n *Node) Result {
 	}
 	wanted := "unix://" + n.Address()
 	r := Result{Verdict: Fail, Observed: endpoint, Wanted: wanted, Place: place}
+	if other := otherCRI(socket); other != "" && n.Spec == nil && n.Receipt == nil {
+		// This containerd may be Docker's, which cri-dockerd asks in turn.
+		r.Verdict, r.Note = Warn, "the kubelet's pods are "+other+"'s; this containerd may be there for something else"
+		return r
+	}
 	file, _, hasLine := strings.Cut(place, ":")
 	switch {
 	case k.ContainerRuntimeEndpoint == "" && k.Path != "" && path.Ext(k.Path) != ".json":
-		r.Remedy = "echo 'containerRuntimeEndpoint: " + wanted + "' >> " + k.Path
+		r.Remedy = "echo 'containerRuntimeEndpoint: " + wanted + "' >> " + n.word(k.Path)
 	case k.ContainerRuntimeEndpoint != "" && hasLine && path.IsAbs(file):
-		r.Remedy = "sed -i 's|" + endpoint + "|" + wanted + "|' " + file
+		r.Remedy = "sed -i 's|" + endpoint + "|" + wanted + "|' " + n.word(file)
 	default:
 		r.Remedy = "# set containerRuntimeEndpoint to " + wanted + " for the kubelet, and restart it"
 		return r
 	}
-	r.Remedy += "\nsystemctl restart kubelet"
+	if n.Live {
+		r.Remedy += "\nsystemctl restart kubelet"
+	}
 	return r
 }

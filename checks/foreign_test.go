@@ -30,7 +30,7 @@ func TestForeignDocker(t *testing.T) {
 	}
 	looks(t, "foreign/docker",
 		look{"none", nil, nil, one(Pass, "no dockerd")},
-		look{"in an image", files{dockerd: ""}, given(offline), []want{{verdict: Warn, observed: dockerd, place: dockerd, remedy: "systemctl disable --now docker.service"}}},
+		look{"in an image", files{dockerd: ""}, given(offline), []want{{verdict: Warn, observed: dockerd, place: dockerd, remedy: " disable docker.service"}}},
 		look{"not active", files{dockerd: "", unit: ""}, given(is("inactive")), one(Pass, "not active")},
 		look{"with this containerd", files{dockerd: "", unit: ""}, given(is("active")), one(Warn, "uses this host's containerd")},
 		look{"with its own", files{dockerd: "", unit: "", "/run/docker/containerd/containerd.sock": ""}, given(is("active")), one(Warn, "a containerd of its own")},
@@ -105,7 +105,7 @@ func TestMaskedUnit(t *testing.T) {
 		look{"a mask until the next boot", files{run: "-> /dev/null"}, nil, []want{{verdict: Fail, place: run, remedy: "systemctl unmask --runtime containerd.service"}}},
 		look{"a mask that another unit hides", files{systemd.UnitPath: "[Service]\n", run: "-> /dev/null"}, nil, one(Pass, "is not a mask")},
 		look{"an empty unit", files{systemd.UnitPath: ""}, nil, []want{{verdict: Fail, observed: "empty", remedy: "rm " + systemd.UnitPath + "\nsystemctl daemon-reload"}}},
-		look{"an image", files{systemd.UnitPath: "-> /dev/null"}, given(offline), []want{{verdict: Fail, remedy: "rm " + systemd.UnitPath}}},
+		look{"an image", files{systemd.UnitPath: "-> /dev/null"}, given(offline), []want{{verdict: Fail, remedy: systemd.UnitPath}}},
 	)
 }
 
@@ -218,10 +218,13 @@ func TestKubeletEndpoint(t *testing.T) {
 	looks(t, "foreign/kubelet-endpoint",
 		look{"the default", is("kind: KubeletConfiguration\n"), nil, one(Pass, wanted)},
 		look{"set", is("containerRuntimeEndpoint: " + wanted + "\n"), nil, []want{{verdict: Pass, place: config + ":1"}}},
-		look{"another's", is("kind: x\ncontainerRuntimeEndpoint: unix:///run/crio/crio.sock\n"), nil, []want{{
+		look{"another's, on a host that nobody says to be containerd's", is("containerRuntimeEndpoint: unix:///run/crio/crio.sock\n"), nil, []want{{verdict: Warn, observed: "crio.sock", place: config + ":1"}}},
+		look{"Docker's, on such a host", is("containerRuntimeEndpoint: unix:///var/run/cri-dockerd.sock\n"), nil, one(Warn, "cri-dockerd.sock")},
+		look{"a socket that is nobody's, on such a host", is("containerRuntimeEndpoint: unix:///run/x.sock\n"), nil, one(Fail, "x.sock")},
+		look{"another's", is("kind: x\ncontainerRuntimeEndpoint: unix:///run/crio/crio.sock\n"), given(withSpec(profiles.Spec{})), []want{{
 			verdict: Fail, observed: "crio.sock", wanted: wanted, place: config + ":2", remedy: "sed -i 's|unix:///run/crio/crio.sock|" + wanted + "|' " + config + "\nsystemctl restart kubelet",
 		}}},
-		look{"another's, by a flag", files{flags: "KUBELET_KUBEADM_ARGS=\"--container-runtime-endpoint=unix:///run/crio/crio.sock\"\n", "/usr/bin/containerd": ""}, nil, []want{{
+		look{"another's, by a flag", files{flags: "KUBELET_KUBEADM_ARGS=\"--container-runtime-endpoint=unix:///run/crio/crio.sock\"\n", "/usr/bin/containerd": ""}, given(withSpec(profiles.Spec{})), []want{{
 			verdict: Fail, place: flags + ":1", remedy: flags,
 		}}},
 		look{"the default, and a containerd elsewhere", files{

@@ -102,7 +102,7 @@ func cniConf(_ context.Context, n *Node) []Result {
 		used, shadowed = files[:most], files[most:]
 	}
 	off := func(file string) string {
-		return "# pods that have this network keep it until they are made anew; containerd sees the change by itself\nmv " + file + " " + file + ".off"
+		return "# pods that have this network keep it until they are made anew; containerd sees the change by itself\n" + n.putAside(file)
 	}
 	var faults []Result
 	first, ofCluster := used[0], false

@@ -129,15 +129,12 @@ func foreignRuntime(_ context.Context, n *Node) Result {
 		r := Result{
 			Verdict: Fail, Observed: unit + " is installed, by hand or by a package unknown here",
 			Wanted: "no other containerd.service, which nodeprep's would hide", Place: unit,
-			Remedy: "# whatever starts it will not find it any more; or hide it with --skip host/foreign-runtime\nmv " + unit + " " + unit + ".off",
-		}
-		if n.Live {
-			r.Remedy += "\nsystemctl daemon-reload"
+			Remedy: "# whatever starts it will not find it any more; or hide it with --skip host/foreign-runtime\n" + n.putAside(unit) + n.reload(),
 		}
 		if owner := n.runtimePackage(unit); owner != "" {
 			r.Observed = unit + " belongs to the package " + owner
 			r.Remedy = "# this also takes away what depends on it, such as Docker; or hide its unit with --skip host/foreign-runtime\n" +
-				"apt-get remove " + owner
+				n.inRoot("apt-get remove "+owner)
 		}
 		return r
 	}

@@ -170,7 +170,7 @@ func machineID(_ context.Context, n *Node) Result {
 		r.Observed = "not set, so that each machine of this image gets its own"
 	case !n.Live:
 		r.Verdict, r.Observed, r.Wanted = Warn, "set in the image, the same for all machines made of it", "uninitialized"
-		r.Remedy = "# in the image:\necho uninitialized > /etc/machine-id"
+		r.Remedy = "echo uninitialized > " + n.word(place)
 	case id == "" || id == "uninitialized":
 		r.Verdict, r.Observed = Warn, strconv.Quote(id)
 	case len(id) != 32 || strings.Trim(id, "0123456789abcdef") != "":

@@ -117,11 +117,35 @@ func (n *Node) installLine(debian, redhat string) string {
 		{"zypper", "zypper --non-interactive install " + redhat},
 	} {
 		if n.tool(m.program) != "" {
-			return m.line
+			return n.inRoot(m.line)
 		}
 	}
 	return "# install the package " + debian
 }
+
+// inRoot is a shell line that changes the system it is run on: within an image's root where
+// this is one.
+func (n *Node) inRoot(line string) string {
+	switch {
+	case n.Live:
+		return line
+	case strings.ContainsAny(line, "&|;<>$"):
+		return "chroot " + quote(n.Host.Root.Dir()) + " sh -c " + quote(line)
+	}
+	return "chroot " + quote(n.Host.Root.Dir()) + " " + line
+}
+
+// disable is the line that stops units and keeps them from being started at boot; nothing
+// runs in an image (systemctl(1), --root).
+func (n *Node) disable(units ...string) string {
+	if n.Live {
+		return "systemctl disable --now " + strings.Join(units, " ")
+	}
+	return "systemctl --root=" + quote(n.Host.Root.Dir()) + " disable " + strings.Join(units, " ")
+}
+
+// putAside is the line that renames a file, so that nobody reads or runs it.
+func (n *Node) putAside(p string) string { return "mv " + n.word(p) + " " + n.word(p+".off") }
 
 // unitFile is the file of a unit that is installed, "" is none.
 func (n *Node) unitFile(name string) string {
@@ -222,6 +246,32 @@ func procIP(s string) (netip.Addr, bool) {
 	}
 	addr, ok := netip.AddrFromSlice(b)
 	return addr.Unmap(), ok
+}
+
+// processName is a process and its name, which is cut to 15 bytes (proc_pid_comm(5)); "" where
+// it has ended since, or tells nobody.
+type processName struct {
+	pid  int
+	comm string
+}
+
+// processes are all that /proc shows, read once.
+func (n *Node) processes() ([]processName, error) {
+	return remember(n, "processes", func(context.Context) ([]processName, error) {
+		entries, err := n.Host.Root.ReadDir("/proc")
+		if err != nil {
+			return nil, err
+		}
+		var out []processName
+		for _, e := range entries {
+			pid, err := strconv.Atoi(e.Name())
+			if err != nil {
+				continue
+			}
+			out = append(out, processName{pid, n.ifThere("/proc/" + e.Name() + "/comm")})
+		}
+		return out, nil
+	})
 }
 
 // bytesText is a size for people: 1.5 GiB, 300 MiB.

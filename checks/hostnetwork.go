@@ -127,7 +127,7 @@ func hostname(_ context.Context, n *Node) []Result {
 		}
 		r := Result{
 			Verdict: Warn, Object: "name", Observed: strconv.Quote(name), Wanted: "a DNS name in lower case, not localhost", Place: place,
-			Remedy: "# a kubelet that is part of a cluster already joins it anew by this name\necho " + better + " > /etc/hostname",
+			Remedy: "# a kubelet that is part of a cluster already joins it anew by this name\necho " + better + " > " + n.word("/etc/hostname"),
 		}
 		if n.Live {
 			r.Remedy += "\necho " + better + " > /proc/sys/kernel/hostname\ngrep -qw " + better + " /etc/hosts || echo 127.0.1.1 " + better + " >> /etc/hosts"
@@ -140,7 +140,7 @@ func hostname(_ context.Context, n *Node) []Result {
 	case !known:
 		return []Result{{
 			Verdict: Warn, Object: "resolution", Observed: name + " is not in /etc/hosts: only DNS may know it", Wanted: "the name in /etc/hosts", Place: "/etc/hosts",
-			Remedy: "echo 127.0.1.1 " + name + " >> /etc/hosts",
+			Remedy: "echo 127.0.1.1 " + name + " >> " + n.word("/etc/hosts"),
 		}}
 	}
 	return pass("%s", name)
@@ -196,6 +196,7 @@ func localhost(_ context.Context, n *Node) Result {
 		addr, err := netip.ParseAddr(f[0])
 		if err != nil || !addr.IsLoopback() {
 			file, line, _ := strings.Cut(l.place, ":")
+			file = n.word(file)
 			return Result{
 				Verdict: Warn, Observed: name + " is " + f[0], Wanted: "127.0.0.1", Place: l.place,
 				Remedy: "sed -i '" + line + "s/^/# /' " + file + "\ngrep -q '^127.0.0.1.*localhost' " + file + " || echo 127.0.0.1 localhost >> " + file,
@@ -209,12 +210,12 @@ func localhost(_ context.Context, n *Node) Result {
 	case good.text != "" && !known:
 		return Result{
 			Verdict: Warn, Observed: "hosts: does not look into files", Wanted: "hosts: files dns", Place: "/etc/nsswitch.conf",
-			Remedy: "sed -i 's/^hosts:.*/hosts: files dns/' /etc/nsswitch.conf",
+			Remedy: "sed -i 's/^hosts:.*/hosts: files dns/' " + n.word("/etc/nsswitch.conf"),
 		}
 	case !known:
 		return Result{
 			Verdict: Warn, Observed: "/etc/hosts does not have it", Wanted: "127.0.0.1 localhost", Place: "/etc/hosts",
-			Remedy: "echo 127.0.0.1 localhost >> /etc/hosts",
+			Remedy: "echo 127.0.0.1 localhost >> " + n.word("/etc/hosts"),
 		}
 	case good.text == "":
 		return Result{Verdict: Pass, Observed: "known by a module of systemd's", Place: "/etc/nsswitch.conf"}
@@ -651,25 +652,23 @@ func overlap(host string, addr netip.Addr) bool {
 // owner is the process that has a socket open; 0 where no process of this PID namespace
 // has it. The error says that others' processes may not be looked at.
 func (n *Node) owner(inode string) (pid int, comm string, err error) {
-	entries, err := n.Host.Root.ReadDir("/proc")
+	all, err := n.processes()
 	if err != nil {
 		return 0, "", err
 	}
 	var denied error
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		dir := path.Join("/proc", e.Name())
+	for _, p := range all {
+		dir := path.Join("/proc", strconv.Itoa(p.pid))
 		fds, err := n.Host.Root.ReadDir(dir + "/fd")
 		if errors.Is(err, fs.ErrPermission) {
 			denied = err
 		}
 		for _, fd := range fds {
 			if to, err := n.Host.Root.Readlink(dir + "/fd/" + fd.Name()); err == nil && to == "socket:["+inode+"]" {
-				comm, err := n.text(dir + "/comm")
-				return pid, comm, err
+				if p.comm == "" {
+					p.comm, err = n.text(dir + "/comm")
+				}
+				return p.pid, p.comm, err
 			}
 		}
 	}

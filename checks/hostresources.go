@@ -3,6 +3,8 @@ package checks
 import (
 	"context"
 	"fmt"
+	"path"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -75,11 +77,9 @@ func (n *Node) swaps() ([]swapDevice, error) {
 func (n *Node) swapOn(on []swapDevice) Result {
 	var names []string
 	var total uint64
-	zram := false
 	for _, d := range on {
 		names = append(names, d.path)
 		total += d.size
-		zram = zram || strings.HasPrefix(d.path, "/dev/zram")
 	}
 	r := Result{Observed: bytesText(total) + " of swap on " + strings.Join(names, ", "), Wanted: "no swap", Place: names[0], Remedy: "swapoff -a"}
 	lines, err := n.lines("/etc/fstab")
@@ -95,10 +95,65 @@ func (n *Node) swapOn(on []swapDevice) Result {
 			}
 		}
 	}
-	if zram {
-		r.Remedy += "\nsystemctl mask dev-zram0.swap"
+	for _, line := range n.swapMakers(on) {
+		r.Remedy += "\n" + line
 	}
 	return r
+}
+
+// swapMakers are the lines that keep what fstab does not have from turning swap on again:
+// services that make it, units, and generators (systemd.swap(5), zram-generator(8),
+// systemd-gpt-auto-generator(8)).
+func (n *Node) swapMakers(on []swapDevice) []string {
+	var lines []string
+	for _, unit := range []string{"dphys-swapfile.service", "zramswap.service", "zram-config.service", "armbian-zram-config.service", "zram-swap.service", "zram.service"} {
+		if n.unitFile(unit) != "" {
+			lines = append(lines, n.disable(unit))
+		}
+	}
+	known := func(what string) bool {
+		return slices.ContainsFunc(on, func(d swapDevice) bool { return d.path == what || n.same(d.path, what) })
+	}
+	masked := map[string]bool{}
+	mask := func(unit string) {
+		if !masked[unit] {
+			masked[unit] = true
+			lines = append(lines, "systemctl mask "+quote(unit))
+		}
+	}
+	for _, d := range on {
+		if strings.HasPrefix(d.path, "/dev/zram") {
+			mask(strings.ReplaceAll(strings.TrimPrefix(d.path, "/"), "/", "-") + ".swap")
+		}
+	}
+	for _, dir := range []string{"/etc/systemd/system", "/run/systemd/generator", "/run/systemd/generator.late", "/usr/local/lib/systemd/system", "/usr/lib/systemd/system"} {
+		entries, err := n.Host.Root.ReadDir(dir)
+		if err != nil {
+			continue // such as those that are not there
+		}
+		for _, e := range entries {
+			if path.Ext(e.Name()) != ".swap" {
+				continue
+			}
+			p := path.Join(dir, e.Name())
+			unit, err := n.lines(p)
+			what, byFstab := "", false
+			for _, l := range unit {
+				if v, ok := strings.CutPrefix(l.text, "What="); ok {
+					what = v
+				}
+				byFstab = byFstab || l.text == "SourcePath=/etc/fstab"
+			}
+			switch {
+			case err != nil || byFstab || !known(what):
+			case dir == "/etc/systemd/system":
+				lines = append(lines, n.putAside(p)+n.reload())
+			default:
+				mask(e.Name())
+			}
+		}
+	}
+	return lines
 }
 
 func swap(_ context.Context, n *Node) Result {

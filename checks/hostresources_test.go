@@ -15,6 +15,13 @@ func TestSwap(t *testing.T) {
 			verdict: Warn, observed: "2 GiB of swap on /dev/sda3", wanted: "no swap", place: "/etc/fstab:3", remedy: "swapoff -a\nsed -i '3s/^/# /' /etc/fstab",
 		}}},
 		look{"zram", files{"/proc/swaps": swapHeader + "/dev/zram0 partition 1048572 0 100\n"}, given(kubernetes("1.36")), []want{{verdict: Warn, place: "/dev/zram0", remedy: "mask dev-zram0.swap"}}},
+		look{"zram1", files{"/proc/swaps": swapHeader + "/dev/zram1 partition 1048572 0 100\n", "/run/systemd/generator/dev-zram1.swap": "[Swap]\nWhat=/dev/zram1\n"}, given(kubernetes("1.36")), []want{{verdict: Warn, remedy: "swapoff -a\nsystemctl mask dev-zram1.swap"}}},
+		look{"Debian's zram", files{"/proc/swaps": swapHeader + "/dev/zram0 partition 1048572 0 100\n", "/usr/lib/systemd/system/zramswap.service": ""}, given(kubernetes("1.36")), []want{{verdict: Warn, remedy: "systemctl disable --now zramswap.service\nsystemctl mask dev-zram0.swap"}}},
+		look{"Raspberry Pi OS", files{"/proc/swaps": swapHeader + "/var/swap file 524284 0 -2\n", "/usr/lib/systemd/system/dphys-swapfile.service": ""}, given(kubernetes("1.36")), []want{{verdict: Warn, remedy: "swapoff -a\nsystemctl disable --now dphys-swapfile.service"}}},
+		look{"a unit by hand", files{"/proc/swaps": swapHeader + "/swapfile file 524284 0 -2\n", "/etc/systemd/system/swapfile.swap": "[Swap]\nWhat=/swapfile\n", "/etc/systemd/system/other.swap": "[Swap]\nWhat=/other\n"}, given(kubernetes("1.36")), []want{{
+			verdict: Warn, remedy: "swapoff -a\nmv /etc/systemd/system/swapfile.swap /etc/systemd/system/swapfile.swap.off\nsystemctl daemon-reload",
+		}}},
+		look{"a partition that systemd found", files{"/proc/swaps": on, "/run/systemd/generator.late/dev-sda3.swap": "[Swap]\nWhat=/dev/sda3\n"}, given(kubernetes("1.36")), []want{{verdict: Warn, remedy: "swapoff -a\nsystemctl mask dev-sda3.swap"}}},
 		look{"on, and allowed", files{"/proc/swaps": on, config: "failSwapOn: false\n"}, nil, one(Pass, "allows")},
 		look{"unreadable", files{"/proc/swaps/": ""}, nil, one(Unknown, "is a directory")},
 	)

@@ -98,6 +98,28 @@ func (n *Node) images() ([]daemon.ImageState, error) {
 	})
 }
 
+// imageState looks at one of the kubelet's images.
+func (n *Node) imageState(name string) (daemon.ImageState, error) {
+	return remember(n, "image "+name, func(ctx context.Context) (daemon.ImageState, error) {
+		c, err := n.Client()
+		if err != nil {
+			return daemon.ImageState{}, err
+		}
+		snapshotter := ""
+		if c, err := n.Config(); err == nil {
+			snapshotter, _ = c.Snapshotter()
+		}
+		all, err := c.ImageStates(ctx, kubeletNamespace, n.platform(), snapshotter, name)
+		switch {
+		case err != nil:
+			return daemon.ImageState{}, err
+		case len(all) == 0:
+			return daemon.ImageState{}, fmt.Errorf("the image %s has just gone", name)
+		}
+		return all[0], nil
+	})
+}
+
 func (n *Node) ctrImages() ([]daemon.Image, error) {
 	return remember(n, "images of ctr", func(ctx context.Context) ([]daemon.Image, error) {
 		c, err := n.Client()
@@ -158,12 +180,20 @@ func sandboxImage(_ context.Context, n *Node) Result {
 	r := Result{Object: name, Place: orDefault(place), Wanted: "in namespace k8s.io, complete for " + platformName(n)}
 	if i := slices.IndexFunc(all, func(s daemon.ImageState) bool { return s.Name == name }); i >= 0 {
 		s := all[i]
+		if s.Unlooked {
+			if s, err = n.imageState(name); err != nil {
+				return unknown(err)[0]
+			}
+		}
 		if s.Complete {
 			r.Verdict, r.Observed = Pass, "in namespace k8s.io, complete"
 			return r
 		}
 		r.Verdict, r.Observed = Fail, incomplete(s)
 		r.Remedy = fmt.Sprintf("%s images rm %s", n.ctr(kubeletNamespace), quote(name))
+		if s.InUse {
+			r.Remedy = "# pull it anew: crictl pull " + name
+		}
 		if img := n.archived(name); img != nil {
 			r.Remedy = n.importLine(img)
 		}
@@ -312,23 +342,47 @@ func imagePlatforms(_ context.Context, n *Node) []Result {
 		states[s.Digest] = s
 	}
 	var faults []Result
+	unlooked, inUse := 0, map[string]bool{}
+	for _, s := range all {
+		inUse[s.Digest] = inUse[s.Digest] || s.InUse
+	}
 	for _, d := range order {
 		s := states[d]
-		if s.Complete || s.Artifact || slices.Contains(names[d], sandbox) {
+		if s.Unlooked {
+			unlooked++
+			continue
+		}
+		if s.Complete || s.Artifact || notLinux(s) || slices.Contains(names[d], sandbox) {
 			continue
 		}
 		var list []string
 		for _, name := range names[d] {
 			list = append(list, quote(name))
 		}
-		faults = append(faults, Result{
+		r := Result{
 			Verdict: Fail, Object: names[d][0], Observed: incomplete(s), Wanted: "complete for " + platformName(n),
 			Place:  "namespace k8s.io",
 			Remedy: fmt.Sprintf("%s images rm %s", n.ctr(kubeletNamespace), strings.Join(list, " ")),
 			Note:   "once it is removed, the kubelet pulls it for this platform",
-		})
+		}
+		if inUse[d] {
+			// What runs has its layers; removing the image would only lose its name.
+			r.Verdict, r.Remedy, r.Note = Warn, "# pull it anew: crictl pull "+names[d][0], "a container was made of it"
+		}
+		faults = append(faults, r)
 	}
-	return orPass(faults, "%d images, all complete for %s", len(order), platformName(n))
+	results := orPass(faults, "%d images, all complete for %s", len(order)-unlooked, platformName(n))
+	if unlooked > 0 {
+		last := &results[len(results)-1]
+		last.Note = strings.TrimPrefix(fmt.Sprintf("%s; %d more images were not looked at", last.Note, unlooked), "; ")
+	}
+	return results
+}
+
+// notLinux says whether an image is for other systems alone, such as wasi/wasm, which
+// another runtime than runc takes.
+func notLinux(s daemon.ImageState) bool {
+	return len(s.Platforms) > 0 && !slices.ContainsFunc(s.Platforms, func(p string) bool { return strings.HasPrefix(p, "linux") })
 }
 
 func imageNames(_ context.Context, n *Node) []Result {

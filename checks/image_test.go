@@ -126,6 +126,19 @@ func TestImagePlatforms(t *testing.T) {
 	good := state("docker.io/library/a:1", "sha256:a", daemon.ImageState{Complete: true})
 	chart := state("docker.io/library/chart:1", "sha256:c", daemon.ImageState{Artifact: true})
 	expect(t, fake(t, daemonFiles(nil), states(good, chart), onAMD64), id, want{verdict: Pass, observed: "2 images, all complete for linux/amd64"})
+	wasm := state("docker.io/library/wasm:1", "sha256:w", daemon.ImageState{Platforms: []string{"wasi/wasm"}})
+	expect(t, fake(t, daemonFiles(nil), states(wasm), onAMD64), id, want{verdict: Pass})
+	// What a container uses is not to be removed.
+	used := fake(t, daemonFiles(nil), states(state("docker.io/library/b:1", "sha256:b", daemon.ImageState{Missing: []string{"sha256:1"}, InUse: true})), onAMD64)
+	expect(t, used, id, want{verdict: Warn, object: "docker.io/library/b:1", remedy: "# pull it anew: crictl pull docker.io/library/b:1"})
+	if r := results(t, used, id)[0]; strings.Contains(r.Remedy, "rm") {
+		t.Errorf("an image in use is to be removed: %s", r.Remedy)
+	}
+	many := fake(t, daemonFiles(nil), states(good, state("docker.io/library/z:1", "sha256:z", daemon.ImageState{Unlooked: true})), onAMD64)
+	expect(t, many, id, want{verdict: Pass, observed: "1 images"})
+	if r := results(t, many, id)[0]; r.Note != "1 more images were not looked at" {
+		t.Errorf("note %q", r.Note)
+	}
 	arm := daemon.ImageState{Platforms: []string{"linux/arm64"}}
 	expect(t, fake(t, daemonFiles(nil), states(good, state("docker.io/library/b:1", "sha256:b", arm), state("sha256:id", "sha256:b", arm)), onAMD64), id, want{
 		verdict: Fail, object: "docker.io/library/b:1", observed: "only for linux/arm64", wanted: "linux/amd64",

@@ -17,7 +17,7 @@ func kernelChecks() []Check {
 		{
 			ID: "kernel/version", Stage: Preflight, Severity: Required,
 			Why:    "runc needs Linux 4.15 for cgroup v2 and recommends 5.2, which has a freezer: without it containers cannot be paused.",
-			Source: "opencontainers/runc docs/cgroup-v2.md",
+			Source: "opencontainers/runc docs/cgroup-v2.md; moby contrib/check-config.sh (3.10)",
 			Remedy: "install a newer kernel of the distribution and reboot",
 			Run:    kernelVersion,
 		},
@@ -241,6 +241,15 @@ func kernelVersion(_ context.Context, n *Node) []Result {
 	if err != nil {
 		return unknown(err)
 	}
+	// An image boots with cgroup v2, unless its systemd is of the time before (systemd NEWS, 244).
+	v2 := n.Facts.Systemd == 0 || n.Facts.Systemd >= 244
+	if n.Live {
+		mode, err := n.CgroupMode()
+		if err != nil {
+			return unknown(err)
+		}
+		v2 = mode == CgroupV2
+	}
 	var faults []Result
 	for _, release := range kernels {
 		major, minor, err := kernelNumbers(release)
@@ -249,6 +258,10 @@ func kernelVersion(_ context.Context, n *Node) []Result {
 		}
 		r := Result{Observed: release, Remedy: "# install a newer kernel of the distribution, and reboot"}
 		switch {
+		case major < 3 || major == 3 && minor < 10:
+			r.Verdict, r.Wanted = Fail, "4.15 or newer, 5.2 recommended"
+		case !v2 && (major < 4 || major == 4 && minor < 15):
+			r.Verdict, r.Wanted, r.Note = Warn, "5.2 or newer", "enough for cgroup v1, which this host has"
 		case major < 4 || major == 4 && minor < 15:
 			r.Verdict, r.Wanted = Fail, "4.15 or newer, 5.2 recommended"
 		case major == 4 || major == 5 && minor < 2:

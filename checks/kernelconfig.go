@@ -231,7 +231,8 @@ func (n *Node) modulesRemedy(release string) string {
 	case n.tool("apt-get") != "":
 		line = "apt-get install -y --reinstall linux-image-" + release
 	case n.tool("dnf") != "":
-		line = "dnf install -y kernel-modules-" + release
+		// Of Red Hat's, what is less used, such as xt_comment, is in the second one.
+		line = "dnf install -y kernel-modules-" + release + " kernel-modules-extra-" + release
 	default:
 		return "# install the package with all modules of kernel " + release
 	}

@@ -89,8 +89,14 @@ func modules(_ context.Context, n *Node) []Result {
 			if r.Place == "" {
 				r.Place = "/sys/module/" + moduleName(name)
 			}
-			if b, err := n.blockedModule(name); err == nil && b.load != "" {
+			b, err := n.blockedModule(name)
+			if err == nil && b.load != "" {
 				r.Note, r.Remedy = b.what, b.load
+				break
+			}
+			// The kernel loads a filesystem when it is first mounted.
+			if _, err := n.Process(); name == "overlay" && errors.Is(err, errNoProcess) {
+				r.Verdict, r.Note = Warn, "containerd's unit, or its first mount, loads it"
 			}
 		}
 		faults = append(faults, r)

@@ -60,11 +60,13 @@ func TestOverlay(t *testing.T) {
 func TestModules(t *testing.T) {
 	both := spec([]string{"overlay", "br_netfilter"}, nil)
 	expectAll(t, "kernel/modules", map[string]hostCase{
-		"in effect":             {want: want{verdict: Pass, observed: "overlay: in effect"}},
-		"no containerd, no use": {files: files{"/usr/bin/containerd": gone, "/sys/module/overlay/initstate": gone}, want: want{verdict: Pass, observed: "no module is wanted"}},
-		"another snapshotter":   {files: files{"/sys/module/overlay/initstate": gone}, with: []func(*Outside){native}, want: want{verdict: Pass, observed: "no module is wanted"}},
-		"part of the kernel":    {files: files{lib + "/modules.builtin": "kernel/net/bridge/br_netfilter.ko\n"}, with: []func(*Outside){both}, want: want{verdict: Pass}},
-		"not loaded":            {files: files{"/sys/module/overlay/initstate": gone}, want: want{verdict: Fail, object: "overlay", observed: "not loaded", place: "/sys/module/overlay", remedy: "modprobe overlay"}},
+		"in effect":                          {want: want{verdict: Pass, observed: "overlay: in effect"}},
+		"no containerd, no use":              {files: files{"/usr/bin/containerd": gone, "/sys/module/overlay/initstate": gone}, want: want{verdict: Pass, observed: "no module is wanted"}},
+		"another snapshotter":                {files: files{"/sys/module/overlay/initstate": gone}, with: []func(*Outside){native}, want: want{verdict: Pass, observed: "no module is wanted"}},
+		"part of the kernel":                 {files: files{lib + "/modules.builtin": "kernel/net/bridge/br_netfilter.ko\n"}, with: []func(*Outside){both}, want: want{verdict: Pass}},
+		"not loaded, and the daemon stopped": {files: files{"/sys/module/overlay/initstate": gone}, want: want{verdict: Warn, object: "overlay", observed: "not loaded", remedy: "modprobe overlay"}},
+		"turned off, and the daemon stopped": {files: files{"/sys/module/overlay/initstate": gone, "/etc/modprobe.d/cis.conf": "install overlay /bin/true\n"}, want: want{verdict: Fail, remedy: "modprobe --ignore-install overlay"}},
+		"not loaded":                         {files: files{"/sys/module/overlay/initstate": gone, "/proc/7/cmdline": "/usr/bin/containerd\x00"}, with: []func(*Outside){withProcess}, want: want{verdict: Fail, object: "overlay", observed: "not loaded", place: "/sys/module/overlay", remedy: "modprobe overlay"}},
 		"not loaded, and said to be": {
 			files: files{"/etc/modules-load.d/nodeprep.conf": "# by nodeprep\nbr_netfilter\n"}, with: []func(*Outside){both},
 			want: want{verdict: Fail, object: "br_netfilter", place: "/etc/modules-load.d/nodeprep.conf:2", remedy: "modprobe br_netfilter"},

@@ -213,7 +213,32 @@ type wantedSysctl struct {
 	soft       bool   // the node gets along without it
 }
 
-const ipForward = "net.ipv4.ip_forward"
+const (
+	ipForward  = "net.ipv4.ip_forward"
+	ip6Forward = "net.ipv6.conf.all.forwarding"
+)
+
+// onlyIPv6 says whether the host has a way out by IPv6 and, loopback aside, no IPv4 at all.
+func (n *Node) onlyIPv6() bool {
+	if !n.Live {
+		return false
+	}
+	routes, err := n.routes()
+	if err != nil {
+		return false
+	}
+	six := false
+	for _, r := range routes {
+		if r.iface == "lo" {
+			continue
+		}
+		if r.to.Addr().Is4() {
+			return false
+		}
+		six = six || r.to.Bits() == 0
+	}
+	return six
+}
 
 // wantedSysctls are the profile's. Without one it is what a kubelet or a bridge network
 // that is configured here needs.
@@ -230,7 +255,11 @@ func (n *Node) wantedSysctls() ([]wantedSysctl, error) {
 		return nil, err
 	}
 	if k != nil {
-		return []wantedSysctl{{key: ipForward, value: "1", note: "the network of pods is forwarded"}}, nil
+		key := ipForward
+		if n.onlyIPv6() {
+			key = ip6Forward
+		}
+		return []wantedSysctl{{key: key, value: "1", note: "the network of pods is forwarded"}}, nil
 	}
 	conf, err := n.bridgeNetwork()
 	if conf != "" {
@@ -356,6 +385,13 @@ func sysctlsPersisted(_ context.Context, n *Node) []Result {
 		switch {
 		case s == nil:
 			r.Observed, r.Place = "no file sets it", "/etc/sysctl.d"
+			if n.Spec == nil {
+				// systemd-networkd, dockerd, ufw and others set it once they run.
+				r.Verdict = Warn
+				if n.Live {
+					r.Note = "a program set it, and may do so at each boot"
+				}
+			}
 		case !sameValue(s.value, w.value):
 			r.Observed, r.Place = s.value+" after the next boot", s.place
 		default:

@@ -98,6 +98,10 @@ func TestSysctlsInForce(t *testing.T) {
 	const id = "kernel/sysctl"
 	forward := map[string]string{"net.ipv4.ip_forward": "1"}
 	off := "/proc/sys/net/ipv4/ip_forward"
+	// A default route by eth0, and the one of lo that is always there.
+	none := strings.Repeat("0", 32)
+	six := none + " 00 " + none + " 00 fe800000000000000000000000000001 00000400 00000001 00000000 00000003     eth0\n" +
+		none + " 00 " + none + " 00 " + none + " ffffffff 00000001 00000000 00200200       lo\n"
 	for name, c := range map[string]struct {
 		files files
 		with  func(*Outside)
@@ -113,7 +117,11 @@ func TestSysctlsInForce(t *testing.T) {
 			files{off: "0\n", "/etc/sysctl.d/90-nodeprep.conf": "net.ipv4.ip_forward = 1\n", "/etc/sysctl.d/99-cis.conf": "# CIS\nnet.ipv4.ip_forward = 0\n"}, spec(nil, forward),
 			want{verdict: Fail, observed: "0", place: "/etc/sysctl.d/99-cis.conf:2", remedy: "/etc/sysctl.d/99-node.conf"},
 		},
-		"a kubelet": {files{off: "0\n", "/var/lib/kubelet/config.yaml": "kind: KubeletConfiguration\n"}, nil, want{verdict: Fail, object: "net.ipv4.ip_forward"}},
+		"a kubelet":                     {files{off: "0\n", "/var/lib/kubelet/config.yaml": "kind: KubeletConfiguration\n"}, nil, want{verdict: Fail, object: "net.ipv4.ip_forward"}},
+		"a kubelet, IPv6 only":          {files{off: "0\n", "/var/lib/kubelet/config.yaml": "kind: x\n", "/proc/net/ipv6_route": six, "/proc/sys/net/ipv6/conf/all/forwarding": "1\n"}, nil, want{verdict: Pass}},
+		"a kubelet, IPv6 only, and off": {files{off: "0\n", "/var/lib/kubelet/config.yaml": "kind: x\n", "/proc/net/ipv6_route": six, "/proc/sys/net/ipv6/conf/all/forwarding": "0\n"}, nil, want{verdict: Fail, object: "net.ipv6.conf.all.forwarding"}},
+		"a kubelet, both": {files{off: "0\n", "/var/lib/kubelet/config.yaml": "kind: x\n", "/proc/net/ipv6_route": six, "/proc/net/route": "eth0\t0000000A\t00000000\t0001\t0\t0\t100\t000000FF\t0\t0\t0\n"}, nil,
+			want{verdict: Fail, object: "net.ipv4.ip_forward"}},
 		"a bridge": {
 			files{off: "0\n", "/etc/cni/net.d/10-a.conflist": `{"plugins":[{"type":"bridge"}]}`}, nil,
 			want{verdict: Warn, object: "net.ipv4.ip_forward", remedy: "sysctl -w"},
@@ -157,7 +165,9 @@ func TestSysctlsPersisted(t *testing.T) {
 			files{ours: "net.ipv4.ip_forward = 1\n", "/etc/sysctl.d/99-local.conf": "net.ipv4.ip_forward = 0\n"}, []func(*Outside){forward},
 			want{verdict: Fail, observed: "0 after the next boot", place: "/etc/sysctl.d/99-local.conf:1", remedy: ">> /etc/sysctl.d/99-node.conf"},
 		},
-		"a bridge alone": {files{"/etc/cni/net.d/a.conf": `{"type":"bridge"}`}, nil, want{verdict: Warn, observed: "no file sets it"}},
+		"a kubelet, and a program that set it": {files{"/var/lib/kubelet/config.yaml": "kind: x\n"}, nil, want{verdict: Warn, object: "net.ipv4.ip_forward", observed: "no file sets it", remedy: "95-node.conf"}},
+		"a kubelet, and a file against it":     {files{"/var/lib/kubelet/config.yaml": "kind: x\n", "/etc/sysctl.d/99-local.conf": "net.ipv4.ip_forward = 0\n"}, nil, want{verdict: Fail, observed: "0 after the next boot"}},
+		"a bridge alone":                       {files{"/etc/cni/net.d/a.conf": `{"type":"bridge"}`}, nil, want{verdict: Warn, observed: "no file sets it"}},
 		"wrong now, too": {
 			files{"/proc/sys/net/ipv4/ip_forward": "0\n", "/etc/sysctl.d/99-local.conf": "net.ipv4.ip_forward = 0\n"}, []func(*Outside){forward},
 			want{verdict: Skip, observed: "kernel/sysctl says what is wrong"},

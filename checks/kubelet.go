@@ -2,7 +2,6 @@ package checks
 
 import (
 	"context"
-	"debug/buildinfo"
 	"errors"
 	"fmt"
 	"path"
@@ -25,12 +24,19 @@ type Kubelet struct {
 	ContainerRuntimeEndpoint                        string
 	// PodInfraContainerImage is the sandbox image that kubeadm tells it to spare.
 	PodInfraContainerImage string
-	// Lines has the line in Path of each key that is set there and that nothing overrides.
+	// Lines has the line in Path of each key that is set there and that nothing overrides,
+	// by another file either.
 	Lines map[string]int
 	// Version is the kubelet's, "" where it cannot be told.
 	Version string
 
 	places map[string]string
+	files  map[string]fileLine
+}
+
+type fileLine struct {
+	file string
+	line int
 }
 
 // Place is where a key of KubeletConfiguration is set, as FILE:LINE, else its file.
@@ -39,6 +45,13 @@ func (k *Kubelet) Place(key string) string {
 		return p
 	}
 	return k.Path
+}
+
+// Line is the file of KubeletConfiguration that sets a key, and its line there; 0 where
+// none does, or where a flag does.
+func (k *Kubelet) Line(key string) (file string, line int) {
+	at := k.files[key]
+	return at.file, at.line
 }
 
 // kubeletFiles are where installers put the kubelet's configuration: kubeadm, EKS and
@@ -67,25 +80,26 @@ func kubeletFlags() map[string]string {
 
 // Kubelet is nil where no kubelet is configured.
 func (n *Node) Kubelet() (*Kubelet, error) {
-	return remember(n, "kubelet", func(context.Context) (*Kubelet, error) {
+	return remember(n, "kubelet", func(ctx context.Context) (*Kubelet, error) {
 		args, exe, err := n.runningKubelet()
 		if err != nil {
 			return nil, err
 		}
-		k := &Kubelet{Lines: map[string]int{}, places: map[string]string{}}
+		k := &Kubelet{Lines: map[string]int{}, places: map[string]string{}, files: map[string]fileLine{}}
 		files := kubeletFiles()
 		if p := flag(args, "--config"); p != "" {
 			files = []string{p}
 		}
 		for _, p := range files {
+			k.Path = p
 			ok, err := k.file(n, p)
 			if err != nil {
 				return nil, err
 			}
 			if ok {
-				k.Path = p
 				break
 			}
+			k.Path = ""
 		}
 		if dir := flag(args, "--config-dir"); dir != "" {
 			entries, err := n.Host.Root.ReadDir(dir)
@@ -106,7 +120,7 @@ func (n *Node) Kubelet() (*Kubelet, error) {
 		if k.Path == "" && len(k.places) == 0 && args == nil {
 			return nil, nil
 		}
-		k.Version = n.kubeletVersion(exe)
+		k.Version = n.kubeletVersion(ctx, exe)
 		return k, nil
 	})
 }
@@ -185,7 +199,10 @@ func (k *Kubelet) table(p, prefix string, m *yaml.Node) error {
 		key, value := m.Content[i], m.Content[i+1]
 		name := prefix + key.Value
 		if prefix == "" {
-			k.Lines[name] = key.Line
+			k.files[name] = fileLine{p, key.Line}
+			if delete(k.Lines, name); p == k.Path {
+				k.Lines[name] = key.Line
+			}
 			k.places[name] = p + ":" + strconv.Itoa(key.Line)
 		}
 		if value.Kind == yaml.MappingNode && name == "memorySwap" {
@@ -262,6 +279,7 @@ func (k *Kubelet) flags(n *Node, args []string) error {
 
 func (k *Kubelet) override(key, value, place string) error {
 	delete(k.Lines, key)
+	delete(k.files, key)
 	k.places[key] = place
 	if err := k.set(key, value); err != nil {
 		return fmt.Errorf("read %s: %w", place, err)
@@ -269,36 +287,36 @@ func (k *Kubelet) override(key, value, place string) error {
 	return nil
 }
 
-// kubeletVersion is what its linker wrote into the program, else what the package
-// database says. The program is not run: on a board it takes a second to start.
-func (n *Node) kubeletVersion(exe string) string {
-	for _, p := range []string{exe, "/usr/bin/kubelet", "/usr/local/bin/kubelet"} {
-		if p == "" {
+// kubeletVersion is what the package database says of the package's program, else what the
+// program itself prints, "Kubernetes v1.34.1": its headers do not have it (-trimpath). ""
+// is that nothing tells, as in an image that has it from no package.
+func (n *Node) kubeletVersion(ctx context.Context, exe string) string {
+	const packages = "/usr/bin/kubelet"
+	if exe == "" || exe == packages {
+		// Its database is read for other checks, too; a start takes a board a second.
+		if version, _ := n.packaged("kubelet"); version != "" {
+			upstream, _, _ := strings.Cut(version, "-") // 1.34.1-1.1
+			return upstream
+		}
+	}
+	if !n.Live {
+		return ""
+	}
+	for _, p := range []string{exe, packages, "/usr/local/bin/kubelet"} {
+		if p == "" || !n.exists(p) {
 			continue
 		}
-		f, err := n.Host.Root.Open(p)
-		if err != nil {
-			continue
-		}
-		info, err := buildinfo.Read(f)
-		f.Close()
-		if err != nil {
-			break
-		}
-		for _, s := range info.Settings {
-			if m := kubeletGitVersion().FindStringSubmatch(s.Value); s.Key == "-ldflags" && m != nil {
-				return m[1]
-			}
+		out, err := n.run(ctx, p, "--version")
+		if m := kubeletPrints().FindStringSubmatch(out); err == nil && m != nil {
+			return m[1]
 		}
 		break
 	}
-	version, _ := n.packaged("kubelet")
-	upstream, _, _ := strings.Cut(version, "-") // 1.34.1-1.1
-	return upstream
+	return ""
 }
 
-func kubeletGitVersion() *regexp.Regexp {
-	return regexp.MustCompile(`k8s\.io/component-base/version\.gitVersion=v([0-9]+\.[0-9]+\.[0-9]+)`)
+func kubeletPrints() *regexp.Regexp {
+	return regexp.MustCompile(`^Kubernetes v([0-9]+\.[0-9]+\.[0-9]+)`)
 }
 
 // packaged is the version of an installed package, "" where dpkg's database does not have

@@ -69,6 +69,12 @@ func TestKubeletThatRuns(t *testing.T) {
 	if k.CgroupDriver != "systemd" || k.Place("cgroupDriver") != "/etc/kubernetes/own.d/10-a.conf:1" {
 		t.Errorf("driver %q of %s: the later file wins", k.CgroupDriver, k.Place("cgroupDriver"))
 	}
+	if file, line := k.Line("cgroupDriver"); file != "/etc/kubernetes/own.d/10-a.conf" || line != 1 || k.Lines["cgroupDriver"] != 0 {
+		t.Errorf("line %d of %s: the drop-in's, and none of %s: %v", line, file, k.Path, k.Lines)
+	}
+	if file, line := k.Line("failSwapOn"); file != "" || line != 0 {
+		t.Errorf("line %d of %s for a flag", line, file)
+	}
 	if k.FailSwapOn == nil || *k.FailSwapOn || k.Place("failSwapOn") != "kubelet's command line" {
 		t.Errorf("failSwapOn %v of %s: the command line wins", k.FailSwapOn, k.Place("failSwapOn"))
 	}
@@ -98,9 +104,31 @@ func TestKubeletThatIsNotThere(t *testing.T) {
 	}
 }
 
-func TestKubeletVersionOfItsLinker(t *testing.T) {
-	flags := `-X 'k8s.io/client-go/pkg/version.gitVersion=v9.9.9' -X 'k8s.io/component-base/version.gitVersion=v1.34.1+k3s1' -s -w`
-	if m := kubeletGitVersion().FindStringSubmatch(flags); len(m) != 2 || m[1] != "1.34.1" {
-		t.Errorf("%q", m)
+func TestKubeletVersion(t *testing.T) {
+	const config = "/var/lib/kubelet/config.yaml"
+	status := "Package: kubelet\nStatus: install ok installed\nVersion: 1.33.1-1.1\n\n"
+	said := prints(map[string]string{"/usr/bin/kubelet --version": "Kubernetes v1.31.2\n", "/opt/bin/kubelet --version": "Kubernetes v1.34.1+k3s1\n", "/usr/local/bin/kubelet --version": "flag provided but not defined"})
+	runs := func(o *Outside) {
+		said(o)
+		withUnits(units{"kubelet.service": systemd.Properties{MainPID: 77}})(o)
+	}
+	for name, c := range map[string]struct {
+		files  files
+		change func(*Outside)
+		want   string
+	}{
+		"it prints":                {files{config: "kind: x\n", "/usr/bin/kubelet": "x"}, said, "1.31.2"},
+		"the one that runs":        {files{config: "kind: x\n", "/usr/bin/kubelet": "x", "/opt/bin/kubelet": "x", "/proc/77/cmdline": "kubelet\x00", "/proc/77/exe": "-> /opt/bin/kubelet", "/var/lib/dpkg/status": status}, runs, "1.34.1"},
+		"the package's":            {files{config: "kind: x\n", "/usr/bin/kubelet": "x", "/var/lib/dpkg/status": status}, said, "1.33.1"},
+		"it prints something else": {files{config: "kind: x\n", "/usr/local/bin/kubelet": "x"}, said, ""},
+		"it is not there":          {files{config: "kind: x\n"}, said, ""},
+		"in an image":              {files{config: "kind: x\n", "/usr/bin/kubelet": "x"}, func(o *Outside) { said(o); o.Live = false }, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k, err := fake(t, c.files, c.change).Kubelet()
+			if err != nil || k == nil || k.Version != c.want {
+				t.Errorf("%+v %v, want version %q", k, err, c.want)
+			}
+		})
 	}
 }

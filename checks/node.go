@@ -280,20 +280,8 @@ const (
 // ConfigPath is the config file that the daemon reads: what it was started with, else
 // what its unit would start it with, else containerd's own default.
 func (n *Node) ConfigPath() string {
-	var args []string
-	if p, err := n.Process(); err == nil {
-		args = p.Args
-	} else if argv, _, err := n.ExecStart(); err == nil {
-		args = argv
-	}
-	for i, a := range args {
-		switch name, value, ok := strings.Cut(a, "="); {
-		case i == 0:
-		case ok && (name == "-c" || name == "--config" || name == "-config"):
-			return value
-		case (a == "-c" || a == "--config" || a == "-config") && i+1 < len(args):
-			return args[i+1]
-		}
+	if p, err := n.configPath(); err == nil {
+		return p
 	}
 	return defaultConfig
 }
@@ -305,7 +293,11 @@ func (n *Node) Config() (*configtoml.Config, error) {
 		if err != nil {
 			return nil, err
 		}
-		return configtoml.Load(n.Host.Root, n.ConfigPath(), v)
+		config, err := n.configPath()
+		if err != nil {
+			return nil, err
+		}
+		return configtoml.Load(n.Host.Root, config, v)
 	})
 }
 
@@ -389,12 +381,13 @@ func cutDistribution(s string) string {
 }
 
 // DaemonBinary is the program that is, or would be, the daemon: the running one's, the
-// unit's, nodeprep's place or one that packages use. "" is none.
+// unit's, nodeprep's place or one that packages use. "" is none. It is never one that
+// only starts the daemon, such as env or a shell.
 func (n *Node) DaemonBinary() string {
-	if p, err := n.Process(); err == nil && p.Exe != "" && !p.Deleted {
+	if p, err := n.Process(); err == nil && p.Exe != "" && !p.Deleted && !n.startsOthers(p.Exe) {
 		return p.Exe
 	}
-	if argv, _, err := n.ExecStart(); err == nil && len(argv) > 0 {
+	if argv, _, err := n.daemonArgv(); err == nil && len(argv) > 0 {
 		return argv[0]
 	}
 	for _, p := range []string{systemd.Binary, "/usr/bin/containerd"} {

@@ -141,13 +141,12 @@ func daemonOOMScore(_ context.Context, n *Node, p *Process, s *service) []Result
 	if err != nil {
 		return unknown(err)
 	}
-	wanted, by := s.OOMScoreAdjust, s.where("Service", "OOMScoreAdjust")
-	c, err := n.Config()
-	if err != nil {
+	if _, err := n.Config(); err != nil {
 		return unknown(err)
 	}
-	if v, at := c.OOMScore(); v != 0 {
-		wanted, by = v, at.String()
+	wanted, by := n.effectiveOOMScore(s)
+	if by == "" {
+		by = s.where("Service", "OOMScoreAdjust")
 	}
 	r := Result{Verdict: Pass, Observed: strconv.Itoa(score), Place: place}
 	if score != wanted {
@@ -223,6 +222,44 @@ func (n *Node) runningTasks() ([]daemon.Task, error) {
 // criNamespace is containerd's for what a kubelet runs (internal/cri/constants).
 const criNamespace = "k8s.io"
 
+// inheritable are the values that a container gets which is given none: the daemon's, and
+// that of the shims that it starts, one above.
+func (n *Node) inheritable() []int {
+	p, err := n.Process()
+	if err != nil {
+		return nil
+	}
+	score, gone, err := n.oomScore(p.PID)
+	if err != nil || gone {
+		return nil
+	}
+	return []int{score, min(score+1, 1000)}
+}
+
+// sandbox holds for the task that its shim was started for, a pod's sandbox, which CRI
+// gives -998 (containerd, internal/cri/server/podsandbox, defaultSandboxOOMAdj), and for
+// one that shares its process, or the shim's: containers in a virtual machine.
+func (n *Node) sandbox(t daemon.Task, all []daemon.Task, shims map[int]daemon.Task) bool {
+	if t.Namespace != criNamespace || t.Shim == 0 {
+		return false
+	}
+	return t.PID == t.Shim || slices.ContainsFunc(all, func(o daemon.Task) bool {
+		return o.Namespace == criNamespace && o.PID == t.PID && shims[t.Shim].ID == o.ID
+	})
+}
+
+// protectsItself holds for programs that write their own value, as they may where they are
+// privileged: OpenSSH and udev's daemon, multipathd, and those of Kubernetes (its
+// cmd/kube-proxy and cmd/kubelet, oomScoreAdj: -999 by default).
+func protectsItself(comm string) bool {
+	return slices.Contains([]string{"kube-proxy", "kubelet", "sshd", "systemd-udevd", "multipathd"}, comm)
+}
+
+// hypervisor holds for what runs a pod's virtual machine; comm is cut after 15 bytes.
+func hypervisor(comm string) bool {
+	return slices.ContainsFunc([]string{"qemu", "firecracker", "cloud-hyperviso", "kata", "dragonball", "stratovirt"}, func(p string) bool { return strings.HasPrefix(comm, p) })
+}
+
 func podOOMScores(_ context.Context, n *Node) []Result {
 	tasks, err := n.runningTasks()
 	if err != nil {
@@ -232,28 +269,36 @@ func podOOMScores(_ context.Context, n *Node) []Result {
 	if err != nil {
 		return unknown(err)
 	}
+	inherited := n.inheritable()
 	var faults []Result
 	for _, t := range tasks {
 		score, gone, err := n.oomScore(t.PID)
 		if err != nil {
 			return unknown(err)
 		}
-		// A shim is started for its pod's sandbox, which CRI gives -998 (containerd,
-		// internal/cri/server/podsandbox, defaultSandboxOOMAdj).
-		sandbox := t.Namespace == criNamespace && t.Shim != 0 && shims[t.Shim].ID == t.ID
-		if gone || score > protectedOOMScore || sandbox {
+		if gone || score > protectedOOMScore {
 			continue
 		}
 		comm, err := n.text(ofProcess(t.PID, "comm"))
-		if err == nil && comm == "kube-proxy" {
-			continue // it protects itself (kubernetes cmd/kube-proxy, oomScoreAdj: -999 by default)
+		if n.sandbox(t, tasks, shims) || err == nil && (protectsItself(comm) || t.Shim != 0 && hypervisor(comm)) {
+			continue
 		}
 		r := Result{
 			Verdict: Fail, Object: path.Join(t.Namespace, t.ID), Observed: strconv.Itoa(score), Wanted: "above " + strconv.Itoa(protectedOOMScore),
 			Place: ofProcess(t.PID, "oom_score_adj"), Remedy: fmt.Sprintf("echo 0 > %s", ofProcess(t.PID, "oom_score_adj")),
 			Note: "its first process is " + comm,
 		}
-		if t.Namespace != criNamespace {
+		shim, errShim := 0, errors.New("no shim")
+		if t.Shim != 0 {
+			shim, _, errShim = n.oomScore(t.Shim)
+		}
+		switch {
+		case !slices.Contains(inherited, score) && (errShim != nil || score != shim):
+			// Neither the daemon nor a shim has it: somebody gave it to the process.
+			r.Verdict = Warn
+			r.Note += ", and was given this"
+			r.Remedy = "# if it is not meant to be the last that is killed:\n" + r.Remedy
+		case t.Namespace != criNamespace:
 			// ctr and others give no value unless they are told to, so that the daemon's counts.
 			r.Verdict = Warn
 			r.Note += "; whoever started it gave it no value of its own"
@@ -354,7 +399,7 @@ func cgroups(_ context.Context, n *Node, p *Process, s *service) []Result {
 	switch {
 	case err != nil:
 		return unknown(err)
-	case own != s.ControlGroup:
+	case !within(own, s.ControlGroup): // DelegateSubgroup= puts it into one below
 		r := Result{
 			Verdict: Fail, Object: "daemon", Observed: own, Wanted: s.ControlGroup, Place: ofProcess(p.PID, "cgroup"),
 			Remedy: n.restart(s),
@@ -408,7 +453,10 @@ func daemonProgramRuns(_ context.Context, n *Node, p *Process, s *service) []Res
 		return unknown(fmt.Errorf("read what process %d runs: %w", p.PID, reason(err)))
 	}
 	r := Result{Verdict: Fail, Observed: p.Exe, Place: place, Remedy: n.restart(s)}
-	argv, by, err := n.ExecStart()
+	if n.startsOthers(p.Exe) {
+		return unknown(fmt.Errorf("the unit's process %d is %s, which keeps the daemon: what that runs cannot be told", p.PID, p.Exe))
+	}
+	argv, by, err := n.daemonArgv()
 	switch {
 	case p.Deleted && n.exists(p.Exe):
 		r.Observed, r.Wanted = p.Exe+" was replaced since it started", "the program that is there now"
@@ -547,14 +595,14 @@ func socketOwner(ctx context.Context, n *Node) []Result {
 	case pid == p.PID:
 		return []Result{{Verdict: Pass, Observed: fmt.Sprintf("process %d, the unit's", pid), Place: address}}
 	}
-	own, _, errOwn := n.cgroupOf(p.PID)
-	other, _, errOther := n.cgroupOf(pid)
-	if errOwn == nil && errOther == nil && own == other {
-		return []Result{{Verdict: Pass, Observed: fmt.Sprintf("process %d, in the unit's cgroup", pid), Place: address}}
-	}
 	s, err := n.service()
 	if err != nil {
 		return unknown(err)
+	}
+	own, _, errOwn := n.cgroupOf(p.PID)
+	other, _, errOther := n.cgroupOf(pid)
+	if errOther == nil && (errOwn == nil && own == other || s.ControlGroup != "" && within(other, s.ControlGroup)) {
+		return []Result{{Verdict: Pass, Observed: fmt.Sprintf("process %d, in the unit's cgroup", pid), Place: address}}
 	}
 	name, err := n.text(ofProcess(pid, "comm"))
 	if err != nil {

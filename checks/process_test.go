@@ -92,8 +92,16 @@ func TestProcessChecks(t *testing.T) {
 		"kube-proxy": {id: "process/pod-oom-score", files: files{"/proc/52/oom_score_adj": "-999\n", "/proc/52/comm": "kube-proxy\n"}, want: want{verdict: Pass}},
 		"of ctr": {id: "process/pod-oom-score", files: files{"/proc/60/oom_score_adj": "-998\n", "/proc/60/comm": "x\n"}, change: []func(*Outside){tasks(daemon.Task{Namespace: "default", ID: "x", PID: 60, Status: "running"})},
 			want: want{verdict: Warn, object: "default/x", observed: "-998"}},
-		"gone":       {id: "process/pod-oom-score", change: []func(*Outside){tasks(daemon.Task{Namespace: "k8s.io", ID: "x", PID: 61, Status: "running"})}, want: want{verdict: Pass}},
-		"not to say": {id: "process/pod-oom-score", change: []func(*Outside){withDaemon(&containerd{err: errors.New("permission denied")})}, want: want{verdict: Unknown, observed: "permission denied"}},
+		"as the daemon":      {id: "process/pod-oom-score", files: files{"/proc/52/oom_score_adj": "-999\n"}, want: want{verdict: Fail, observed: "-999"}},
+		"as an older shim":   {id: "process/pod-oom-score", files: files{"/proc/42/oom_score_adj": "-500\n", "/proc/52/oom_score_adj": "-998\n"}, want: want{verdict: Fail, observed: "-998"}},
+		"more than the shim": {id: "process/pod-oom-score", files: files{"/proc/52/oom_score_adj": "-1000\n", "/proc/52/comm": "watchdog\n"}, want: want{verdict: Warn, observed: "-1000", remedy: "# if it is not meant to be"}},
+		"sshd":               {id: "process/pod-oom-score", files: files{"/proc/52/oom_score_adj": "-1000\n", "/proc/52/comm": "sshd\n"}, want: want{verdict: Pass}},
+		"udev":               {id: "process/pod-oom-score", files: files{"/proc/52/oom_score_adj": "-1000\n", "/proc/52/comm": "systemd-udevd\n"}, want: want{verdict: Pass}},
+		"a virtual machine":  {id: "process/pod-oom-score", files: files{"/proc/52/oom_score_adj": "-998\n", "/proc/52/comm": "qemu-system-x86\n"}, want: want{verdict: Pass}},
+		"the sandbox's own":  {id: "process/pod-oom-score", change: []func(*Outside){tasks(daemon.Task{Namespace: "k8s.io", ID: "vm", PID: 51, Status: "running", Shim: 50})}, want: want{verdict: Pass}},
+		"the shim's own":     {id: "process/pod-oom-score", change: []func(*Outside){tasks(daemon.Task{Namespace: "k8s.io", ID: "vm", PID: 50, Status: "running", Shim: 50})}, want: want{verdict: Pass}},
+		"gone":               {id: "process/pod-oom-score", change: []func(*Outside){tasks(daemon.Task{Namespace: "k8s.io", ID: "x", PID: 61, Status: "running"})}, want: want{verdict: Pass}},
+		"not to say":         {id: "process/pod-oom-score", change: []func(*Outside){withDaemon(&containerd{err: errors.New("permission denied")})}, want: want{verdict: Unknown, observed: "permission denied"}},
 
 		"limits":             {id: "process/limits", want: want{verdict: Pass}},
 		"no limits at all":   {id: "process/limits", unit: func(p *systemd.Properties) { p.LimitNOFILE = systemd.Infinity }, files: files{"/proc/42/limits": strings.ReplaceAll(goodLimits, " 524288 ", " 1048576 ")}, want: want{verdict: Pass}},
@@ -108,6 +116,8 @@ func TestProcessChecks(t *testing.T) {
 		"cgroups": {id: "process/cgroup", want: want{verdict: Pass, observed: "the daemon in /system.slice/containerd.service, 2 containers"}},
 		"another cgroup": {id: "process/cgroup", files: files{"/proc/42/cgroup": "0::/user.slice\n"},
 			want: want{verdict: Fail, object: "daemon", observed: "/user.slice", wanted: "/system.slice/containerd.service", remedy: "echo 42 > /sys/fs/cgroup/system.slice/containerd.service/cgroup.procs"}},
+		"a cgroup below its own": {id: "process/cgroup", files: files{"/proc/42/cgroup": "0::/system.slice/containerd.service/daemon\n"}, want: want{verdict: Pass, observed: "the daemon in /system.slice/containerd.service/daemon"}},
+		"a cgroup named alike":   {id: "process/cgroup", files: files{"/proc/42/cgroup": "0::/system.slice/containerd.service2\n"}, want: want{verdict: Fail}},
 		"another cgroup of v1": {id: "process/cgroup", files: files{"/proc/42/cgroup": "5:memory:/\n1:name=systemd:/user.slice\n0::/x\n"}, unit: mixed,
 			want: want{verdict: Fail, observed: "/user.slice", remedy: "KillMode=process > " + dropInDir + "zz-nodeprep-killmode.conf && systemctl daemon-reload && systemctl restart containerd.service"}},
 		"cgroups of v1": {id: "process/cgroup", files: files{"/proc/42/cgroup": "5:memory:/\n1:name=systemd:/system.slice/containerd.service\n"}, want: want{verdict: Pass}},
@@ -141,12 +151,13 @@ func TestProcessChecks(t *testing.T) {
 				return u, err
 			}
 		}}, files: files{"/proc/77/cgroup": "0::/system.slice/other.service\n"}, want: want{verdict: Fail, observed: "process 77 (?) of other.service", remedy: "systemctl disable --now other.service\nsystemctl restart containerd.service"}},
-		"a child of another unit": {id: "process/socket-owner", change: []func(*Outside){listens(77, nil)}, files: files{"/proc/77/cgroup": "0::/system.slice/ssh.service\n"}, want: want{verdict: Fail, observed: "process 77 (?)", remedy: "kill 77\nsystemctl restart containerd.service"}},
-		"a child listens":         {id: "process/socket-owner", change: []func(*Outside){listens(43, nil)}, files: files{"/proc/43/cgroup": ownCgroup}, want: want{verdict: Pass, observed: "process 43, in the unit's cgroup"}},
-		"nobody listens":          {id: "process/socket-owner", change: []func(*Outside){listens(0, errors.New("refused"))}, want: want{verdict: Skip, observed: "nobody listens at " + defaultAddress}},
-		"may not ask":             {id: "process/socket-owner", change: []func(*Outside){listens(0, fmt.Errorf("dial: %w", fs.ErrPermission))}, want: want{verdict: Unknown, observed: "permission denied"}},
-		"from far away":           {id: "process/socket-owner", change: []func(*Outside){listens(0, nil)}, want: want{verdict: Unknown, observed: "outside of this PID namespace"}},
-		"nobody to be asked":      {id: "process/socket-owner", want: want{verdict: Unknown}},
+		"a child of another unit":   {id: "process/socket-owner", change: []func(*Outside){listens(77, nil)}, files: files{"/proc/77/cgroup": "0::/system.slice/ssh.service\n"}, want: want{verdict: Fail, observed: "process 77 (?)", remedy: "kill 77\nsystemctl restart containerd.service"}},
+		"a child listens":           {id: "process/socket-owner", change: []func(*Outside){listens(43, nil)}, files: files{"/proc/43/cgroup": ownCgroup}, want: want{verdict: Pass, observed: "process 43, in the unit's cgroup"}},
+		"listens in a cgroup below": {id: "process/socket-owner", change: []func(*Outside){listens(43, nil)}, files: files{"/proc/43/cgroup": "0::/system.slice/containerd.service/daemon\n"}, want: want{verdict: Pass}},
+		"nobody listens":            {id: "process/socket-owner", change: []func(*Outside){listens(0, errors.New("refused"))}, want: want{verdict: Skip, observed: "nobody listens at " + defaultAddress}},
+		"may not ask":               {id: "process/socket-owner", change: []func(*Outside){listens(0, fmt.Errorf("dial: %w", fs.ErrPermission))}, want: want{verdict: Unknown, observed: "permission denied"}},
+		"from far away":             {id: "process/socket-owner", change: []func(*Outside){listens(0, nil)}, want: want{verdict: Unknown, observed: "outside of this PID namespace"}},
+		"nobody to be asked":        {id: "process/socket-owner", want: want{verdict: Unknown}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var changes []func(*systemd.Properties)

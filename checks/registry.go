@@ -764,7 +764,8 @@ func credentialHosts(_ context.Context, n *Node) []Result {
 		correct := func(to string) {
 			x.Wanted = to
 			if e.place.Line > 0 {
-				x.Remedy = fmt.Sprintf("sed -i '%ds/%s/%s/' %s\n%s", e.place.Line, sedPattern(e.name), strings.ReplaceAll(to, "/", `\/`), n.word(e.place.File), restart)
+				x.Remedy = n.fixConfig(e.place.File, "registries",
+					fmt.Sprintf("sed -i '%ss/%s/%s/' %s", sedLine(n.configLine(e.place)), sedPattern(e.name), strings.ReplaceAll(to, "/", `\/`), n.word(e.place.File)))
 			}
 		}
 		contacted := c.hosts(e.name)

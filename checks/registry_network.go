@@ -291,19 +291,71 @@ func unanswered(a asked) *Result {
 		r.Observed = a.err.Error()
 	case s == http.StatusProxyAuthRequired:
 		r.Verdict, r.Observed = Unknown, "the daemon's proxy wants credentials, which are not sent for this"
-	case s == http.StatusOK, s == http.StatusUnauthorized, s == http.StatusForbidden, s == http.StatusTooManyRequests, s >= 300 && s < 400:
-		return nil
-	case s == http.StatusNotFound && a.override:
-		return nil // a project's path need not answer by itself
+	case s >= http.StatusInternalServerError:
+		r.Verdict, r.Observed = Warn, fmt.Sprintf("answers %d %s", s, http.StatusText(s))
 	default:
-		r.Observed = fmt.Sprintf("answers %d %s", s, http.StatusText(s))
+		return nil // some answer what is below /v2/ alone
 	}
 	return &r
+}
+
+// otherHost is another host of the files that name an endpoint which answers, "" where a
+// file has none. What nobody may ask may answer, and so may the registries that a file for
+// all of them falls back to.
+func (n *Node) otherHost(e endpoint) string {
+	c, err := n.certs()
+	if err != nil {
+		return ""
+	}
+	n.askFallbacks(c)
+	answers := ""
+	for _, f := range c.files() {
+		if !slices.ContainsFunc(f.endpoints, func(o endpoint) bool { return o.url() == e.url() }) {
+			continue
+		}
+		i := slices.IndexFunc(f.endpoints, func(o endpoint) bool {
+			if o.host == "" || o.url() == e.url() {
+				return false
+			}
+			if o.name == "" && o.registry == "*" {
+				return true
+			}
+			r := unanswered(asked{o, n.probe(o)})
+			return r == nil || r.Verdict != Fail
+		})
+		if i < 0 {
+			return ""
+		}
+		if answers = f.endpoints[i].host; answers == "*" {
+			answers = "the registry itself"
+		}
+	}
+	return answers
+}
+
+// askFallbacks asks, side by side, the hosts that files name last, so that nobody waits for
+// one after the other.
+func (n *Node) askFallbacks(c *certs) {
+	_, _ = remember(n, "fallbacks", func(context.Context) ([]asked, error) {
+		var last []endpoint
+		for _, e := range c.endpoints() {
+			if !isMirror(e) && e.registry != "*" {
+				last = append(last, e)
+			}
+		}
+		answers, _ := n.askAll(last)
+		return answers, nil
+	})
 }
 
 func mirrorsReachable(_ context.Context, n *Node) []Result {
 	return overNetwork(n, isMirror, "no mirrors", func(a asked) []Result {
 		if r := unanswered(a); r != nil {
+			if r.Verdict == Fail {
+				if other := n.otherHost(a.endpoint); other != "" {
+					r.Verdict, r.Note = Warn, "pulls go on by "+other+", once this one's time is up"
+				}
+			}
 			return []Result{*r}
 		}
 		observed := fmt.Sprintf("answers %d %s", a.status, http.StatusText(a.status))

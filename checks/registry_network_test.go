@@ -96,7 +96,14 @@ func closedPort(t *testing.T) string {
 
 func TestMirrorReachable(t *testing.T) {
 	const id = "registry/mirror-reachable"
-	lines := func(w want) []want { return []want{w, {verdict: Fail, object: "https://nobody.invalid"}} }
+	// The other host of the file is dead; that is a failure where the first one is, too.
+	lines := func(w want) []want {
+		other := Warn
+		if w.verdict == Fail {
+			other = Fail
+		}
+		return []want{w, {verdict: other, object: "https://nobody.invalid"}}
+	}
 	for name, c := range map[string]struct {
 		server *registryServer
 		keys   string
@@ -111,8 +118,8 @@ func TestMirrorReachable(t *testing.T) {
 		"unknown CA":        {serveRegistry(t, 90*aDay, statusOf(t, 200)), "", want{verdict: Fail, observed: "x509: certificate signed by unknown authority", wanted: "200 or 401", place: "hosts.toml:2", remedy: "curl -sv"}},
 		"not verified":      {serveRegistry(t, 90*aDay, statusOf(t, 200)), "skip_verify = true\n", want{verdict: Pass}},
 		"expired":           {serveRegistry(t, -time.Hour, statusOf(t, 200)), withCA, want{verdict: Fail, observed: "expired"}},
-		"broken":            {serveRegistry(t, 90*aDay, statusOf(t, 503)), withCA, want{verdict: Fail, observed: "answers 503"}},
-		"no registry":       {serveRegistry(t, 90*aDay, statusOf(t, 404)), withCA, want{verdict: Fail, observed: "answers 404"}},
+		"broken":            {serveRegistry(t, 90*aDay, statusOf(t, 503)), withCA, want{verdict: Warn, observed: "answers 503"}},
+		"no registry":       {serveRegistry(t, 90*aDay, statusOf(t, 404)), withCA, want{verdict: Pass, observed: "answers 404"}},
 		"proxy says":        {serveRegistry(t, 90*aDay, statusOf(t, 407)), withCA, want{verdict: Unknown, observed: "proxy wants credentials"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -125,7 +132,17 @@ func TestMirrorReachable(t *testing.T) {
 	n := hostsOf(t, "2.4.2", files{"example.com/hosts.toml": "[host.\"" + s.URL + "/v2/project\"]\noverride_path = true\nca = \"ca.pem\"\n", "example.com/ca.pem": s.ca}, noUpstream)
 	expect(t, n, id, want{verdict: Pass, object: "/v2/project", observed: "404"})
 
+	// One mirror that is down is no failure while another host of its file answers.
 	url := closedPort(t)
+	up := serveRegistry(t, 0, statusOf(t, 200))
+	expect(t, oneHosts(t, "2.4.2", "[host.\""+url+"\"]\n[host.\""+up.URL+"\"]\n", noUpstream), id,
+		want{verdict: Warn, object: url, observed: "connection refused"}, want{verdict: Pass, object: up.URL})
+	expect(t, oneHosts(t, "2.4.2", "server = \""+up.URL+"\"\n[host.\""+url+"\"]\n", noUpstream), id,
+		want{verdict: Warn, object: url}, want{verdict: Pass, object: up.URL})
+	expect(t, hostsOf(t, "2.4.2", files{"_default/hosts.toml": "[host.\"" + url + "\"]\n"}, noUpstream), id, want{verdict: Warn, object: url})
+	// It is one where a second file has nobody else.
+	expect(t, hostsOf(t, "2.4.2", files{"a.example/hosts.toml": "[host.\"" + url + "\"]\n[host.\"" + up.URL + "\"]\n", "b.example/hosts.toml": "server = \"" + url + "\"\n[host.\"" + url + "\"]\n"}, noUpstream), id,
+		want{verdict: Fail, object: url}, want{verdict: Pass, object: up.URL})
 	n = oneHosts(t, "2.4.2", "[host.\""+url+"\"]\n", noUpstream)
 	expect(t, n, id, want{verdict: Fail, object: url, observed: "connection refused", place: certsD + "example.com/hosts.toml:1"})
 	expect(t, oneHosts(t, "2.4.2", "server = \"https://example.com\"\n", noUpstream), id, want{verdict: Pass, observed: "no mirrors"})

@@ -415,7 +415,7 @@ func TestCredentials(t *testing.T) {
 	expect(t, with(`configs."example.com".auth`, nil), id, want{verdict: Pass, observed: "1 hosts"})
 	expect(t, with(`configs."m.example.com".auth`, mirror), id, want{verdict: Pass})
 	expect(t, with(`configs."example.com".auth`, mirror), id, want{verdict: Warn, object: "example.com", observed: "pulls of its images go to m.example.com", wanted: "m.example.com", place: tomlPath + ":4",
-		remedy: `sed -i '4s/example\.com/m.example.com/' ` + tomlPath})
+		remedy: `/s/example\.com/m.example.com/' ` + tomlPath})
 	expect(t, with(`configs."docker.io".auth`, nil), id, want{verdict: Warn, observed: "registry-1.docker.io", wanted: "registry-1.docker.io"})
 	expect(t, with(`configs."https://example.com".auth`, nil), id, want{verdict: Warn, observed: "without a scheme", wanted: "example.com"})
 	expect(t, with(`auths."https://docker.io"`, nil), id, want{verdict: Warn, object: "docker.io", wanted: "registry-1.docker.io"})

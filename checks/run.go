@@ -13,7 +13,7 @@ import (
 // Selection says which checks of the catalogue are run.
 type Selection struct {
 	Stages []Stage // none: all
-	// Only are IDs, or patterns of them (path.Match, with * also for the family); none: all.
+	// Only are IDs, or patterns of them (path.Match, where * also goes over the slash); none: all.
 	Only []string
 	// Skip demotes: a check whose ID matches still runs, and its failures become warnings.
 	Skip []string
@@ -43,12 +43,10 @@ func (s Selection) Has(c Check) bool {
 	return (len(s.Stages) == 0 || slices.Contains(s.Stages, c.Stage)) && (len(s.Only) == 0 || matches(s.Only, c.ID))
 }
 
-// match is path.Match, where a * alone, or at the end, also goes over the slash.
+// match is path.Match, where * also goes over the slash.
 func match(pattern, id string) bool {
-	if prefix, ok := strings.CutSuffix(pattern, "*"); ok && !strings.ContainsAny(prefix, `*?[\`) {
-		return strings.HasPrefix(id, prefix)
-	}
-	ok, err := path.Match(pattern, id)
+	flat := strings.NewReplacer("/", "\x00")
+	ok, err := path.Match(flat.Replace(pattern), flat.Replace(id))
 	return err == nil && ok
 }
 
@@ -78,6 +76,7 @@ type running struct {
 }
 
 func run(ctx context.Context, n *Node, s Selection, catalogue []Check) Report {
+	secrets := newMasker()
 	all := map[string]*running{}
 	for _, c := range catalogue {
 		all[c.ID] = &running{check: c, done: make(chan struct{})}
@@ -98,6 +97,12 @@ func run(ctx context.Context, n *Node, s Selection, catalogue []Check) Report {
 		go func() {
 			defer close(r.done)
 			r.results = r.look(ctx, n, all)
+			for i, x := range r.results {
+				if x = secrets.result(x); x.Verdict == Fail && r.check.Severity == Recommended {
+					x.Verdict = Warn
+				}
+				r.results[i] = x
+			}
 			r.holds = !slices.ContainsFunc(r.results, func(x Result) bool {
 				return x.Verdict == Fail || x.Verdict == Unknown || x.Verdict == Skip
 			})
@@ -117,13 +122,8 @@ func run(ctx context.Context, n *Node, s Selection, catalogue []Check) Report {
 		<-r.done
 		for _, x := range r.results {
 			f := Finding{ID: c.ID, Stage: c.Stage, Severity: c.Severity, Result: x}
-			if f.Verdict == Fail {
-				switch {
-				case matches(s.Skip, c.ID):
-					f.Verdict, f.Demoted = Warn, true
-				case c.Severity == Recommended:
-					f.Verdict = Warn
-				}
+			if f.Verdict == Fail && matches(s.Skip, c.ID) {
+				f.Verdict, f.Demoted = Warn, true
 			}
 			report = append(report, f)
 		}

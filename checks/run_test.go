@@ -23,6 +23,11 @@ func made(id string, v Verdict, needs ...string) Check {
 	}
 }
 
+func recommended(c Check) Check {
+	c.Severity = Recommended
+	return c
+}
+
 // verdicts is "ID verdict observed" of each finding.
 func verdicts(r Report) []string {
 	var out []string
@@ -44,6 +49,7 @@ func TestNeeds(t *testing.T) {
 		{"a need that warns", []Check{made("a/a", Warn), made("a/b", Pass, "a/a")}, []string{"a/a warn: seen by a/a", "a/b pass: seen by a/b"}},
 		{"a need that fails", []Check{made("a/a", Fail), made("a/b", Pass, "a/a")}, []string{"a/a fail: seen by a/a", "a/b skip: needs a/a, which failed"}},
 		{"a need that is unknown", []Check{made("a/a", Unknown), made("a/b", Fail, "a/a")}, []string{"a/a unknown: seen by a/a", "a/b skip: needs a/a, which is unknown"}},
+		{"a need that is only recommended", []Check{recommended(made("a/a", Fail)), made("a/b", Pass, "a/a")}, []string{"a/a warn: seen by a/a", "a/b pass: seen by a/b"}},
 		{
 			"a need of a need", []Check{made("a/c", Fail, "a/b"), made("a/b", Fail, "a/a"), made("a/a", Fail)},
 			[]string{"a/c skip: needs a/b, which was skipped", "a/b skip: needs a/a, which failed", "a/a fail: seen by a/a"},
@@ -113,7 +119,8 @@ func TestSelection(t *testing.T) {
 		{"a stage", Selection{Stages: []Stage{Preflight}}, []string{"early/a fail"}},
 		{"one that needs another", Selection{Only: []string{"a/b"}}, []string{"a/b skip"}},
 		{"a family", Selection{Only: []string{"a/*"}}, []string{"a/a fail", "a/b skip"}},
-		{"all but by pattern", Selection{Only: []string{"*"}, Skip: []string{"*/a"}}, []string{"early/a warn demoted", "a/a warn demoted", "a/b skip", "mild/a warn demoted"}},
+		{"all but by pattern", Selection{Only: []string{"*"}, Skip: []string{"*/a"}}, []string{"early/a warn demoted", "a/a warn demoted", "a/b skip", "mild/a warn"}},
+		{"by the end of its name", Selection{Only: []string{"*d/a"}}, []string{"mild/a warn"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var got []string

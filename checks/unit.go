@@ -52,7 +52,7 @@ func unitChecks() []Check {
 		audit("unit/kill-mode", Required, ofUnit(unitKillMode),
 			"With any KillMode but process a restart of the daemon, as in every upgrade, ends its shims and so all containers, or leaves the old daemon behind.",
 			"systemd.kill(5), KillMode=; containerd issue 7076", dropIn, loaded),
-		audit("unit/type", Required, ofUnit(unitType),
+		audit("unit/type", Recommended, ofUnit(unitType),
 			"Only with Type=notify does systemd wait until the daemon serves: otherwise the kubelet is started before the socket is there.",
 			"systemd.service(5), Type=; containerd's containerd.service", dropIn, loaded),
 		audit("unit/restart", Recommended, ofUnit(unitRestart),
@@ -208,6 +208,37 @@ func (n *Node) override(s *service, section string, assignments ...string) strin
 	dir := n.onHost(dropInDir)
 	return fmt.Sprintf("install -d %s\nprintf '%%s\\n' %s > %s%s",
 		quote(strings.TrimSuffix(dir, "/")), strings.Join(lines, " "), quote(filepath.Join(dir, name)), n.reload())
+}
+
+// writes holds for a file of the unit that nodeprep writes on this host.
+func (n *Node) writes(p string) bool {
+	return (n.Receipt != nil || n.unitSpec() != nil) && slices.Contains([]string{systemd.UnitPath, systemd.EnvironmentPath, systemd.ProxyPath}, p)
+}
+
+// takeBack is what makes a file of nodeprep's what its last apply left, "" for files of
+// others and for those that are so.
+func (n *Node) takeBack(p string) string {
+	// Where drift cannot be told, a drop-in does no harm.
+	if all, err := n.drifted(); err != nil || all[p] == "" || !n.writes(p) {
+		return ""
+	}
+	return n.reapply(true)
+}
+
+// repair are the lines that set the last of these assignments: where nodeprep's own file
+// was edited, those that take the edit back, else those of a drop-in.
+func (n *Node) repair(s *service, section string, assignments ...string) string {
+	key, _, _ := strings.Cut(assignments[len(assignments)-1], "=")
+	decides := s.FragmentPath // where nobody sets it, the unit file should
+	if _, from, set := systemd.Deciding(s.fragments, section, key); set {
+		decides = from.Path
+	}
+	if s.unread == nil {
+		if line := n.takeBack(decides); line != "" {
+			return line
+		}
+	}
+	return n.override(s, section, assignments...)
 }
 
 // restart are the lines that restart the daemon and keep its containers. Only where the

@@ -139,7 +139,8 @@ func (n *Node) wantedBy(unit string) (all []string, state string) {
 		for _, e := range entries {
 			by, isWants := strings.CutSuffix(e.Name(), ".wants")
 			by, isRequires := strings.CutSuffix(by, ".requires")
-			if !isWants && !isRequires {
+			by, upholds := strings.CutSuffix(by, ".upholds")
+			if !isWants && !isRequires && !upholds {
 				continue
 			}
 			if _, err := n.Host.Root.Lstat(path.Join(dir, e.Name(), unit)); err != nil || slices.Contains(all, by) {
@@ -157,6 +158,44 @@ func (n *Node) wantedBy(unit string) (all []string, state string) {
 		}
 	}
 	return all, state
+}
+
+// pulledIn are the units whose drop-ins name a unit among those that are started with them.
+func (n *Node) pulledIn(unit string) []string {
+	var out []string
+	for _, dir := range systemd.LoadPath() {
+		entries, err := n.Host.Root.ReadDir(dir)
+		if err != nil {
+			continue
+		}
+		for _, e := range entries {
+			by, isDropIns := strings.CutSuffix(e.Name(), ".d")
+			if !isDropIns || path.Ext(by) == "" || by == unit || slices.Contains(out, by) {
+				continue
+			}
+			files, err := n.Host.Root.ReadDir(path.Join(dir, e.Name()))
+			if err != nil {
+				continue
+			}
+			for _, f := range files {
+				if strings.HasSuffix(f.Name(), ".conf") && n.names(path.Join(dir, e.Name(), f.Name()), unit) && !slices.Contains(out, by) {
+					out = append(out, by)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// names holds for a unit's file that has another started.
+func (n *Node) names(p, unit string) bool {
+	content, err := n.Host.Root.ReadFile(p)
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(systemd.Fragment{Path: p, Content: content}.Assignments(), func(a systemd.Assignment) bool {
+		return a.Section == "Unit" && slices.Contains([]string{"Wants", "Requires", "BindsTo", "Upholds"}, a.Key) && slices.Contains(strings.Fields(a.Value), unit)
+	})
 }
 
 // fromFiles is what systemd would make of a unit's files, of the properties that do not
@@ -182,6 +221,7 @@ func (n *Node) fromFiles(unit string, fragments []systemd.Fragment) (systemd.Pro
 		}
 	}
 	p.WantedBy, p.UnitFileState = n.wantedBy(unit)
+	p.UpheldBy = n.pulledIn(unit)
 	p.KillMode, _ = systemd.KillMode(fragments)
 	p.Delegate, _ = systemd.Delegate(fragments)
 	// Defaults: systemd.service(5).
@@ -211,6 +251,12 @@ func (n *Node) fromFiles(unit string, fragments []systemd.Fragment) (systemd.Pro
 					p.Environment = nil
 				}
 				p.Environment = append(p.Environment, systemd.Words(a.Value)...)
+			case "EnvironmentFile":
+				if a.Value == "" {
+					p.EnvironmentFile = nil
+				} else {
+					p.EnvironmentFile = append(p.EnvironmentFile, strings.TrimPrefix(a.Value, "-"))
+				}
 			}
 		}
 	}
@@ -242,7 +288,8 @@ func (n *Node) program(name string) string {
 var errNoUnit = errors.New("no containerd.service")
 
 // ExecStart is what containerd.service runs, program and arguments, and the FILE:LINE that
-// says so. It is of what systemd has in force where that can be asked.
+// says so. It is of what systemd has in force where that can be asked. Variables are put
+// in as far as they are known; others stay as they are written (Node.unexpanded).
 func (n *Node) ExecStart() (argv []string, place string, err error) {
 	s, err := n.service()
 	if errors.Is(err, errNoSystemd) {
@@ -258,7 +305,8 @@ func (n *Node) ExecStart() (argv []string, place string, err error) {
 	if len(s.Properties.ExecStart) == 0 {
 		return nil, systemd.UnitName, errNoUnit
 	}
-	return s.Properties.ExecStart[0], s.where("Service", "ExecStart"), nil
+	env, all := n.variables(s)
+	return expand(s.Properties.ExecStart[0], env, all), s.where("Service", "ExecStart"), nil
 }
 
 // nothing says that a host neither has nor shall have a containerd of its own.

@@ -1,6 +1,7 @@
 package checks
 
 import (
+	"cmp"
 	"fmt"
 	"net/url"
 	"path"
@@ -23,22 +24,50 @@ const (
 
 func unitOOMScore(n *Node, s *service) []Result {
 	wanted := stockOOMScore
-	good := s.OOMScoreAdjust <= protectedOOMScore
+	good := func(score int) bool { return score <= protectedOOMScore }
 	if p := n.unitSpec(); p != nil {
 		wanted = p.OOMScoreAdjust
-		good = s.OOMScoreAdjust == wanted
+		good = func(score int) bool { return score == wanted }
 	}
 	r := Result{Verdict: Pass, Observed: strconv.Itoa(s.OOMScoreAdjust), Place: s.where("Service", "OOMScoreAdjust")}
-	if !good {
-		r.Verdict, r.Wanted = Fail, strconv.Itoa(wanted)
-		r.Observed += s.unset("Service", "OOMScoreAdjust")
-		r.Remedy = n.override(s, "Service", fmt.Sprintf("OOMScoreAdjust=%d", wanted))
-		if s.MainPID != 0 {
-			// The same for the daemon that runs, without a restart.
-			r.Remedy += fmt.Sprintf("\necho %d > /proc/%d/oom_score_adj", wanted, s.MainPID)
-		}
+	if good(s.OOMScoreAdjust) {
+		return []Result{r}
+	}
+	if score, by := n.effectiveOOMScore(s); by != "" && good(score) {
+		r.Note = fmt.Sprintf("%s makes it %d, which counts", by, score)
+		return []Result{r}
+	}
+	r.Verdict, r.Wanted = Fail, strconv.Itoa(wanted)
+	r.Observed += s.unset("Service", "OOMScoreAdjust")
+	r.Remedy = n.repair(s, "Service", fmt.Sprintf("OOMScoreAdjust=%d", wanted))
+	if s.MainPID != 0 {
+		// The same for the daemon that runs, without a restart.
+		r.Remedy += fmt.Sprintf("\necho %d > /proc/%d/oom_score_adj", wanted, s.MainPID)
 	}
 	return []Result{r}
+}
+
+// effectiveOOMScore is what the daemon has in place of what its unit says, and what makes
+// it so: oom_score in its config or, where that cannot be read, or the unit starts another
+// program that starts the daemon, the value that it runs with. by is "" where the unit's
+// counts.
+func (n *Node) effectiveOOMScore(s *service) (score int, by string) {
+	c, err := n.Config()
+	unread := err != nil || len(c.Faults) > 0
+	if err == nil {
+		if v, at := c.OOMScore(); v != 0 {
+			return v, at.String()
+		}
+	}
+	raw, _, errRaw := n.ExecStart()
+	argv, errArgv := n.unwrap(raw)
+	wraps := errRaw == nil && (errArgv != nil || len(argv) != len(raw))
+	if (unread || wraps) && s.MainPID != 0 {
+		if v, gone, err := n.oomScore(s.MainPID); err == nil && !gone && v < s.OOMScoreAdjust {
+			return v, ofProcess(s.MainPID, "oom_score_adj")
+		}
+	}
+	return s.OOMScoreAdjust, ""
 }
 
 func unitDelegate(n *Node, s *service) []Result {
@@ -46,7 +75,18 @@ func unitDelegate(n *Node, s *service) []Result {
 	if p := n.unitSpec(); !s.Delegate && (p == nil || p.Delegate) {
 		r.Verdict, r.Wanted = Fail, "yes"
 		r.Observed += s.unset("Service", "Delegate")
-		r.Remedy = n.override(s, "Service", "Delegate=yes")
+		r.Remedy = n.repair(s, "Service", "Delegate=yes")
+		return []Result{r}
+	}
+	// A list hands down these and no others; an empty one cannot be told from an older
+	// systemd, which has no such property.
+	if given := s.DelegateControllers; s.Delegate && len(given) > 0 {
+		lacking := slices.DeleteFunc([]string{"cpu", "memory", "pids"}, func(c string) bool { return slices.Contains(given, c) })
+		if len(lacking) > 0 {
+			r.Verdict, r.Wanted = Warn, "yes: all controllers"
+			r.Observed = strings.Join(given, " ") + ", without " + strings.Join(lacking, ", ")
+			r.Remedy = n.repair(s, "Service", "Delegate=yes")
+		}
 	}
 	return []Result{r}
 }
@@ -65,7 +105,7 @@ func unitKillMode(n *Node, s *service) []Result {
 		r.Verdict, r.Wanted = Fail, wanted
 		r.Observed += s.unset("Service", "KillMode")
 		// No restart, which would do the harm: a reload puts it in force.
-		r.Remedy = n.override(s, "Service", "KillMode="+wanted)
+		r.Remedy = n.repair(s, "Service", "KillMode="+wanted)
 	}
 	return []Result{r}
 }
@@ -73,10 +113,10 @@ func unitKillMode(n *Node, s *service) []Result {
 func unitType(n *Node, s *service) []Result {
 	r := Result{Verdict: Pass, Observed: s.Type, Place: s.where("Service", "Type")}
 	if s.Type != "notify" && s.Type != "notify-reload" {
-		r.Verdict, r.Wanted = Fail, "notify"
+		r.Verdict, r.Wanted = Warn, "notify"
 		r.Observed += s.unset("Service", "Type")
 		r.Note = "systemd says started before the daemon answers at its socket"
-		r.Remedy = n.override(s, "Service", "Type=notify")
+		r.Remedy = n.repair(s, "Service", "Type=notify")
 	}
 	return []Result{r}
 }
@@ -86,7 +126,7 @@ func unitRestart(n *Node, s *service) []Result {
 	if s.Restart != "always" {
 		r.Verdict, r.Wanted = Warn, "always"
 		r.Observed += s.unset("Service", "Restart")
-		r.Remedy = n.override(s, "Service", "Restart=always")
+		r.Remedy = n.repair(s, "Service", "Restart=always")
 	}
 	return []Result{r}
 }
@@ -96,7 +136,7 @@ func unitTasksMax(n *Node, s *service) []Result {
 	if s.TasksMax != systemd.Infinity {
 		r.Verdict, r.Wanted = Warn, "infinity"
 		r.Observed += s.unset("Service", "TasksMax")
-		r.Remedy = n.override(s, "Service", "TasksMax=infinity")
+		r.Remedy = n.repair(s, "Service", "TasksMax=infinity")
 	}
 	return []Result{r}
 }
@@ -112,7 +152,7 @@ func unitLimit(name string) func(*Node, *service) []Result {
 		if limit != systemd.Infinity {
 			r.Verdict, r.Wanted = Warn, "infinity"
 			r.Observed += s.unset("Service", name)
-			r.Remedy = n.override(s, "Service", name+"=infinity")
+			r.Remedy = n.repair(s, "Service", name+"=infinity")
 		}
 		return []Result{r}
 	}
@@ -136,7 +176,7 @@ func unitLimitNOFILE(n *Node, s *service) []Result {
 	fault := func(wanted string) []Result {
 		r.Verdict, r.Wanted = Warn, wanted
 		r.Observed += s.unset("Service", "LimitNOFILE")
-		r.Remedy = n.override(s, "Service", "LimitNOFILE="+wanted)
+		r.Remedy = n.repair(s, "Service", "LimitNOFILE="+wanted)
 		return []Result{r}
 	}
 	// Before 2.0 upstream's unit says infinity; without a version nobody knows.
@@ -195,39 +235,66 @@ func (n *Node) anyProgram(commands [][]string) string {
 }
 
 func unitExecStart(n *Node, s *service) []Result {
-	argv, place, err := n.ExecStart()
+	raw, place, err := n.ExecStart()
 	if err != nil {
 		return unknown(err)
 	}
-	program := argv[0]
-	r := Result{Verdict: Fail, Observed: strings.Join(argv, " "), Place: place}
+	argv, wrapped := n.unwrap(raw)
+	started := raw[:1] // the program that systemd starts and, behind a wrapper, the daemon's
+	if wrapped == nil && argv[0] != raw[0] {
+		started = []string{raw[0], argv[0]}
+	}
+	program := started[len(started)-1]
+	r := Result{Verdict: Fail, Observed: strings.Join(s.Properties.ExecStart[0], " "), Place: place}
 	// fix names a program that is there, with no arguments: the config is then at its
 	// usual place.
 	fix := func(other string) string {
 		if other == "" {
 			return n.reinstall()
 		}
-		return n.override(s, "Service", "ExecStart=", "ExecStart="+other)
+		return n.repair(s, "Service", "ExecStart=", "ExecStart="+other)
 	}
-	fi, err := n.Host.Root.Stat(program)
+	for _, p := range started {
+		fi, err := n.Host.Root.Stat(p)
+		switch {
+		case absent(err):
+			r.Observed, r.Wanted, r.Remedy = p+" does not exist", "a program", fix(n.anyProgram(nil))
+			return []Result{r}
+		case err != nil:
+			return unknown(err)
+		case fi.IsDir():
+			r.Observed, r.Wanted, r.Remedy = p+" is a directory", "a program", fix(n.anyProgram(nil))
+			return []Result{r}
+		case fi.Mode()&0o111 == 0:
+			r.Observed, r.Wanted = fmt.Sprintf("%s has mode %04o", p, fi.Mode().Perm()), "0755"
+			r.Remedy = "chmod 0755 " + quote(n.onHost(p))
+			return []Result{r}
+		}
+	}
+	if wrapped != nil {
+		// What it started last time tells what it starts.
+		if argv = n.runningArgv(); argv == nil || s.MainPID == 0 {
+			return unknown(wrapped)
+		}
+		p, _ := n.Process() // there is one, whose arguments these are
+		program = cmp.Or(p.Exe, argv[0])
+		r.Note = "which has started " + program
+	}
 	switch {
-	case absent(err):
-		r.Observed, r.Wanted, r.Remedy = program+" does not exist", "a program", fix(n.anyProgram(nil))
-		return []Result{r}
-	case err != nil:
-		return unknown(err)
-	case fi.IsDir():
-		r.Observed, r.Wanted, r.Remedy = program+" is a directory", "a program", fix(n.anyProgram(nil))
-		return []Result{r}
-	case fi.Mode()&0o111 == 0:
-		r.Observed, r.Wanted = fmt.Sprintf("%s has mode %04o", program, fi.Mode().Perm()), "0755"
-		r.Remedy = "chmod 0755 " + quote(n.onHost(program))
-		return []Result{r}
 	case n.unitSpec() != nil && !n.sameFile(program, systemd.Binary):
 		r.Wanted, r.Remedy = systemd.Binary, fix(systemd.Binary)
 		return []Result{r}
 	}
-	if config, given := configArgument(argv); given {
+	config, given := configArgument(argv)
+	if given && n.unexpanded(config) {
+		// Whoever started the daemon knew it.
+		running, ok := configArgument(n.runningArgv())
+		if p, err := n.Process(); err != nil || !p.Unit || !ok {
+			return unknown(fmt.Errorf("nothing tells what %s comes to, the config that %s is told to read", config, program))
+		}
+		config = running
+	}
+	if given {
 		if _, err := n.Host.Root.Stat(config); absent(err) {
 			r.Observed, r.Wanted = config+" does not exist", "the config that "+program+" is told to read"
 			r.Note = "the daemon runs with its defaults then, and says nothing"
@@ -287,7 +354,7 @@ func unitOrdering(n *Node, s *service) []Result {
 	if len(missing) > 0 {
 		faults = append(faults, Result{
 			Verdict: Warn, Observed: "not after " + strings.Join(missing, " "), Wanted: "After=" + strings.Join(missing, " "),
-			Place: s.where("Unit", "After"), Remedy: n.override(s, "Unit", "After="+strings.Join(missing, " ")),
+			Place: s.where("Unit", "After"), Remedy: n.repair(s, "Unit", "After="+strings.Join(missing, " ")),
 		})
 	}
 	if r, late := n.lateMount(s); late {
@@ -331,7 +398,7 @@ func (n *Node) lateMount(s *service) (Result, bool) {
 	return Result{
 		Verdict: Warn, Observed: mount.Path + " may be mounted after the daemon is started", Wanted: "RequiresMountsFor=" + root, Place: place,
 		Note:   root + " is on it",
-		Remedy: n.override(s, "Unit", "RequiresMountsFor="+root),
+		Remedy: n.repair(s, "Unit", "RequiresMountsFor="+root),
 	}, true
 }
 
@@ -377,7 +444,7 @@ func unitSandboxing(n *Node, s *service) []Result {
 		}
 		faults = append(faults, Result{
 			Verdict: Warn, Object: c.Name, Observed: c.Value, Wanted: "not set", Place: s.where("Service", c.Name), Note: breaks,
-			Remedy: n.override(s, "Service", assignment) + "\n" + n.restart(s),
+			Remedy: n.repair(s, "Service", assignment) + "\n" + n.restart(s),
 		})
 	}
 	return orPass(faults, "none")
@@ -398,9 +465,16 @@ func unitEnvironment(n *Node, s *service) []Result {
 		}
 		if f, a, ok := variableAt(s.fragments, name); ok && s.unread == nil {
 			r.Place = fmt.Sprintf("%s:%d", f.Path, a.Line)
-			r.Remedy = n.hide(f, a)
-			if n.Live {
-				r.Remedy += "\n" + n.restart(s) // the file is newer than the daemon
+			switch edited := n.takeBack(f.Path); {
+			case edited != "":
+				r.Remedy = edited
+			case n.writes(f.Path):
+				r.Note += "; it is the profile's, from which the next apply writes it again"
+				r.Remedy = "# take it out of the profile's systemd.environment, into a file of mode 0600 that a drop-in names with EnvironmentFile=:\n" + n.reapply(false)
+			case n.Live:
+				r.Remedy = n.hide(f, a) + "\n" + n.restart(s) // the file is newer than the daemon
+			default:
+				r.Remedy = n.hide(f, a)
 			}
 		} else {
 			r.Remedy = "# move it into a file of mode 0600 and name that with EnvironmentFile=\nsystemctl cat " + systemd.UnitName

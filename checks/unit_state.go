@@ -44,6 +44,9 @@ func unitMissing(n *Node) []Result {
 	if n.nothing() {
 		return skip("no containerd is installed here")
 	}
+	if docker := n.dockersOwn(); docker != "" {
+		return skip("%s starts a containerd of its own, and nothing else needs one here", docker)
+	}
 	r := Result{Verdict: Fail, Observed: "no containerd.service", Wanted: "containerd.service", Place: systemd.UnitPath}
 	if files := n.unitFiles(systemd.UnitName); len(files) > 0 && !n.masks(files[0]) {
 		r.Observed, r.Place, r.Remedy = "systemd has not read "+files[0], files[0], "systemctl daemon-reload"
@@ -57,6 +60,21 @@ func unitMissing(n *Node) []Result {
 	}
 	r.Remedy = n.reinstall()
 	return []Result{r}
+}
+
+// dockersOwn is the dockerd of a host whose only containerd is what dockerd starts by
+// itself, as Docker's static binaries do; "" on other hosts.
+func (n *Node) dockersOwn() string {
+	if n.unitSpec() != nil || n.Receipt != nil || len(n.unitFiles(systemd.UnitName)) > 0 {
+		return ""
+	}
+	if k, err := n.Kubelet(); err != nil || k != nil {
+		return ""
+	}
+	for _, p := range n.there("/usr/bin/dockerd", "/usr/sbin/dockerd", "/usr/local/bin/dockerd") {
+		return p
+	}
+	return ""
 }
 
 // reinstall are the lines that bring back what is missing of containerd.
@@ -195,7 +213,9 @@ func dropRemedy(p string) string {
 
 func unitEnabled(n *Node, s *service) []Result {
 	r := Result{Verdict: Pass, Observed: s.UnitFileState, Place: s.FragmentPath}
-	by := slices.DeleteFunc(append(slices.Clone(s.WantedBy), s.RequiredBy...), func(u string) bool { return u == "" })
+	by := slices.Concat(s.WantedBy, s.RequiredBy, s.UpheldBy, s.BoundBy)
+	slices.Sort(by)
+	by = slices.DeleteFunc(slices.Compact(by), func(u string) bool { return u == "" })
 	enable := "systemctl enable " + systemd.UnitName
 	if !n.Live {
 		enable = "systemctl --root=" + quote(n.Host.Root.Dir()) + " enable " + systemd.UnitName
@@ -215,6 +235,11 @@ func unitEnabled(n *Node, s *service) []Result {
 	case "enabled-runtime":
 		r.Note = "until the next boot only"
 	default:
+		if i := slices.IndexFunc(by, n.comesUp); i >= 0 {
+			r.Observed += ", started by " + strings.Join(by, " ")
+			r.Note = by[i] + " has it started at boot, which disabling the unit does not change"
+			return []Result{r}
+		}
 		if len(by) > 0 {
 			r.Verdict, r.Wanted, r.Remedy = Warn, "enabled", enable
 			r.Observed += ", started by " + strings.Join(by, " ")
@@ -223,6 +248,19 @@ func unitEnabled(n *Node, s *service) []Result {
 	}
 	r.Verdict, r.Wanted, r.Remedy = Fail, "enabled", enable
 	return []Result{r}
+}
+
+// comesUp holds for a unit that is itself started at boot, as far as systemd tells.
+func (n *Node) comesUp(unit string) bool {
+	if path.Ext(unit) == ".target" {
+		return true
+	}
+	if !n.Live {
+		_, state := n.wantedBy(unit)
+		return state == "enabled" || state == "static"
+	}
+	p, err := n.Unit(unit)
+	return err == nil && slices.Contains([]string{"enabled", "alias", "generated"}, p.UnitFileState)
 }
 
 func unitActive(_ *Node, s *service) []Result {
@@ -251,11 +289,16 @@ func unitDaemonReload(n *Node, s *service) []Result {
 	if place == "" {
 		return pass("systemd has read the files as they are")
 	}
-	r := Result{
+	return []Result{{
 		Verdict: Fail, Observed: what, Wanted: "what is on the disk in force", Place: place, Remedy: "systemctl daemon-reload",
-	}
+		Note: strings.Join(n.pending(s), ", "),
+	}}
+}
+
+// pending are the settings that the next reload changes.
+func (n *Node) pending(s *service) []string {
+	var differ []string
 	if now, err := n.unitOnDisk(); err == nil {
-		var differ []string
 		for _, c := range []struct{ name, is, becomes string }{
 			{"KillMode", s.KillMode, now.KillMode},
 			{"Delegate", yesNo(s.Delegate), yesNo(now.Delegate)},
@@ -268,9 +311,8 @@ func unitDaemonReload(n *Node, s *service) []Result {
 				differ = append(differ, fmt.Sprintf("%s %s becomes %s", c.name, c.is, c.becomes))
 			}
 		}
-		r.Note = strings.Join(differ, ", ")
 	}
-	return []Result{r}
+	return differ
 }
 
 // unitOnDisk is what the unit will be once systemd has read its files.
@@ -282,6 +324,9 @@ func (n *Node) unitOnDisk() (systemd.Properties, error) {
 	var fragments []systemd.Fragment
 	for _, p := range paths {
 		content, err := n.Host.Root.ReadFile(p)
+		if absent(err) {
+			continue // a link that leads nowhere
+		}
 		if err != nil {
 			return systemd.Properties{}, err
 		}
@@ -300,12 +345,12 @@ func (n *Node) changedFile(s *service) (place, what string) {
 		for _, p := range there {
 			// Older systemds read no drop-ins for all services.
 			ours := slices.Contains(n.unitFiles(systemd.UnitName), p) || path.Base(path.Dir(p)) == systemd.UnitName+".d"
-			if ours && !slices.ContainsFunc(read, func(q string) bool { return n.sameFile(p, q) }) {
+			if ours && n.exists(p) && !slices.ContainsFunc(read, func(q string) bool { return n.sameFile(p, q) }) {
 				return p, "systemd has not read " + p
 			}
 		}
 	}
-	newest := s.FragmentPath
+	newest, dangling := s.FragmentPath, false
 	for _, p := range read {
 		if p == "" {
 			continue
@@ -313,13 +358,15 @@ func (n *Node) changedFile(s *service) (place, what string) {
 		if _, err := n.Host.Root.Lstat(p); absent(err) {
 			return p, p + " is gone and in force"
 		}
+		dangling = dangling || !n.exists(p)
 		a, errA := n.Host.Root.Stat(p)
 		b, errB := n.Host.Root.Stat(newest)
 		if errA == nil && (errB != nil || a.ModTime().After(b.ModTime())) {
 			newest = p
 		}
 	}
-	if !s.NeedDaemonReload {
+	// Of a link that leads nowhere systemd says for ever that it was changed since.
+	if !s.NeedDaemonReload || dangling && len(n.pending(s)) == 0 {
 		return "", ""
 	}
 	return newest, newest + " was changed since systemd read it"

@@ -140,10 +140,19 @@ func TestUnitChecks(t *testing.T) {
 		"a drop-in": {id: "unit/drop-ins", files: files{dropInDir + "x.conf": "# why\n[Service]\nEnvironment=A=b\nTimeoutStopSec=\nKillMode=mixed\nTimeoutStopSec=1\n"}, unit: dropIns("x.conf"),
 			want: want{verdict: Warn, object: dropInDir + "x.conf", observed: "sets KillMode=mixed over KillMode=process, TimeoutStopSec=1 over nothing", place: dropInDir + "x.conf:5", remedy: "mv " + dropInDir + "x.conf " + dropInDir + "x.conf.off\nsystemctl daemon-reload"}},
 
-		"enabled":       {id: "unit/enabled", want: want{verdict: Pass, observed: "enabled"}},
-		"disabled":      {id: "unit/enabled", unit: func(p *systemd.Properties) { p.UnitFileState, p.WantedBy = "disabled", nil }, want: want{verdict: Fail, observed: "disabled", wanted: "enabled", remedy: "systemctl enable containerd.service"}},
-		"until reboot":  {id: "unit/enabled", unit: func(p *systemd.Properties) { p.UnitFileState = "enabled-runtime" }, want: want{verdict: Fail, observed: "enabled-runtime", remedy: "systemctl enable containerd.service"}},
-		"by another":    {id: "unit/enabled", unit: func(p *systemd.Properties) { p.UnitFileState, p.WantedBy = "disabled", []string{"docker.service"} }, want: want{verdict: Warn, observed: "disabled, started by docker.service"}},
+		"enabled":      {id: "unit/enabled", want: want{verdict: Pass, observed: "enabled"}},
+		"disabled":     {id: "unit/enabled", unit: func(p *systemd.Properties) { p.UnitFileState, p.WantedBy = "disabled", nil }, want: want{verdict: Fail, observed: "disabled", wanted: "enabled", remedy: "systemctl enable containerd.service"}},
+		"until reboot": {id: "unit/enabled", unit: func(p *systemd.Properties) { p.UnitFileState = "enabled-runtime" }, want: want{verdict: Fail, observed: "enabled-runtime", remedy: "systemctl enable containerd.service"}},
+		"by another":   {id: "unit/enabled", unit: func(p *systemd.Properties) { p.UnitFileState, p.WantedBy = "disabled", []string{"docker.service"} }, want: want{verdict: Warn, observed: "disabled, started by docker.service"}},
+		"by another that comes up": {id: "unit/enabled", change: []func(*Outside){withUnits(units{
+			systemd.UnitName: {LoadState: "loaded", UnitFileState: "disabled", RequiredBy: []string{"kubelet.service"}, FragmentPath: systemd.UnitPath}, "kubelet.service": {UnitFileState: "enabled"},
+		})}, want: want{verdict: Pass, observed: "disabled, started by kubelet.service"}},
+		"by another that does not": {id: "unit/enabled", change: []func(*Outside){withUnits(units{
+			systemd.UnitName: {LoadState: "loaded", UnitFileState: "disabled", BoundBy: []string{"kubelet.service"}, FragmentPath: systemd.UnitPath}, "kubelet.service": {UnitFileState: "disabled"},
+		})}, want: want{verdict: Warn, observed: "disabled, started by kubelet.service", remedy: "systemctl enable containerd.service"}},
+		"upheld": {id: "unit/enabled", unit: func(p *systemd.Properties) {
+			p.UnitFileState, p.WantedBy, p.UpheldBy = "disabled", nil, []string{"multi-user.target"}
+		}, want: want{verdict: Pass, observed: "disabled, started by multi-user.target"}},
 		"static":        {id: "unit/enabled", unit: func(p *systemd.Properties) { p.UnitFileState, p.WantedBy = "static", nil }, want: want{verdict: Fail, observed: "static", remedy: "systemctl add-wants multi-user.target containerd.service"}},
 		"static wanted": {id: "unit/enabled", unit: func(p *systemd.Properties) { p.UnitFileState = "static" }, want: want{verdict: Pass, observed: "static, started by multi-user.target"}},
 		"no file":       {id: "unit/enabled", unit: func(p *systemd.Properties) { p.UnitFileState = "" }, want: want{verdict: Fail, observed: "unknown to systemd"}},
@@ -175,7 +184,10 @@ func TestUnitChecks(t *testing.T) {
 		"delegated": {id: "unit/delegate", want: want{verdict: Pass, observed: "yes", place: systemd.UnitPath + ":8"}},
 		"not delegated": {id: "unit/delegate", files: files{dropInDir + "a.conf": "[Service]\nDelegate=no\n"}, unit: func(p *systemd.Properties) { p.Delegate = false; dropIns("a.conf")(p) },
 			want: want{verdict: Fail, observed: "no", wanted: "yes", place: dropInDir + "a.conf:2", remedy: "Delegate=yes > " + dropInDir + "zz-nodeprep-delegate.conf\n"}},
-		"not wanted": {id: "unit/delegate", unit: func(p *systemd.Properties) { p.Delegate = false }, change: []func(*Outside){unitProfile(func(s *profiles.Spec) { s.Systemd.Delegate = false })}, want: want{verdict: Pass}},
+		"delegated in part": {id: "unit/delegate", files: files{dropInDir + "a.conf": "[Service]\nDelegate=cpu\n"}, unit: func(p *systemd.Properties) { p.DelegateControllers = []string{"cpu"}; dropIns("a.conf")(p) },
+			want: want{verdict: Warn, observed: "cpu, without memory, pids", wanted: "yes", place: dropInDir + "a.conf:2", remedy: "Delegate=yes"}},
+		"delegated by name": {id: "unit/delegate", unit: func(p *systemd.Properties) { p.DelegateControllers = []string{"pids", "memory", "cpu", "io"} }, want: want{verdict: Pass}},
+		"not wanted":        {id: "unit/delegate", unit: func(p *systemd.Properties) { p.Delegate = false }, change: []func(*Outside){unitProfile(func(s *profiles.Spec) { s.Systemd.Delegate = false })}, want: want{verdict: Pass}},
 
 		"kills itself alone": {id: "unit/kill-mode", want: want{verdict: Pass, observed: "process", place: systemd.UnitPath + ":9"}},
 		"kills all": {id: "unit/kill-mode", files: files{dropInDir + "k.conf": "[Service]\nKillMode=control-group\nKillMode=bogus\n"}, unit: func(p *systemd.Properties) { p.KillMode = "control-group"; dropIns("k.conf")(p) },
@@ -194,7 +206,7 @@ func TestUnitChecks(t *testing.T) {
 
 		"notify":        {id: "unit/type", want: want{verdict: Pass, observed: "notify"}},
 		"notify-reload": {id: "unit/type", unit: func(p *systemd.Properties) { p.Type = "notify-reload" }, want: want{verdict: Pass}},
-		"simple":        {id: "unit/type", unit: func(p *systemd.Properties) { p.Type = "simple" }, want: want{verdict: Fail, observed: "simple", wanted: "notify", place: systemd.UnitPath + ":7", remedy: "Type=notify > " + dropInDir + "zz-nodeprep-type.conf"}},
+		"simple":        {id: "unit/type", unit: func(p *systemd.Properties) { p.Type = "simple" }, want: want{verdict: Warn, observed: "simple", wanted: "notify", place: systemd.UnitPath + ":7", remedy: "Type=notify > " + dropInDir + "zz-nodeprep-type.conf"}},
 
 		"always":     {id: "unit/restart", want: want{verdict: Pass, observed: "always"}},
 		"on failure": {id: "unit/restart", unit: func(p *systemd.Properties) { p.Restart = "on-failure" }, want: want{verdict: Warn, observed: "on-failure", wanted: "always", remedy: "Restart=always"}},
@@ -263,6 +275,13 @@ func TestUnitChecks(t *testing.T) {
 		"a changed unit": {id: "unit/daemon-reload", unit: func(p *systemd.Properties) { p.NeedDaemonReload = true },
 			want: want{verdict: Fail, observed: systemd.UnitPath + " was changed", place: systemd.UnitPath}},
 
+		"a link to nowhere":                    {id: "unit/daemon-reload", files: files{dropInDir + "50-gone.conf": "-> /opt/removed/x.conf"}, want: want{verdict: Pass}},
+		"a link to nowhere, which systemd has": {id: "unit/daemon-reload", files: files{dropInDir + "50-gone.conf": "-> /opt/removed/x.conf"}, unit: func(p *systemd.Properties) { p.NeedDaemonReload = true; dropIns("50-gone.conf")(p) }, want: want{verdict: Pass}},
+		"a link to nowhere, and a change": {id: "unit/daemon-reload", files: files{dropInDir + "50-gone.conf": "-> /opt/removed/x.conf"}, unit: func(p *systemd.Properties) {
+			p.NeedDaemonReload, p.KillMode = true, "mixed"
+			dropIns("50-gone.conf")(p)
+		}, want: want{verdict: Fail, remedy: "systemctl daemon-reload"}},
+
 		"open": {id: "unit/sandboxing", want: want{verdict: Pass}},
 		"confined": {id: "unit/sandboxing", files: files{dropInDir + "s.conf": "[Service]\nProtectSystem=full\n"}, unit: func(p *systemd.Properties) {
 			p.Confined = []systemd.Setting{{Name: "ProtectSystem", Value: "full"}}
@@ -307,6 +326,50 @@ func TestUnitChecks(t *testing.T) {
 	}
 }
 
+// What somebody did to nodeprep's own files is taken back; only what others wrote is
+// overridden by a drop-in.
+func TestRemedyForOwnFiles(t *testing.T) {
+	const (
+		apply  = "nodeprep apply --adopt -f /root/node.yaml"
+		proxy  = "HTTPS_PROXY=http://joe:hunter2@proxy:3128"
+		edited = "has other content than was written"
+	)
+	all := func(p *systemd.Properties) { p.KillMode = "control-group" }
+	for name, c := range map[string]struct {
+		id     string
+		files  files
+		unit   func(*systemd.Properties)
+		drift  []Drift
+		remedy string
+		start  bool // of the remedy, which has more
+	}{
+		"the unit edited":      {id: "unit/kill-mode", files: files{systemd.UnitPath: strings.Replace(stockUnit, "KillMode=process", "KillMode=control-group", 1)}, unit: all, drift: []Drift{{systemd.UnitPath, edited}}, remedy: apply},
+		"a line taken out":     {id: "unit/kill-mode", files: files{systemd.UnitPath: strings.Replace(stockUnit, "KillMode=process\n", "", 1)}, unit: all, drift: []Drift{{systemd.UnitPath, edited}}, remedy: apply},
+		"the unit's type":      {id: "unit/type", files: files{systemd.UnitPath: strings.Replace(stockUnit, "notify", "simple", 1)}, unit: func(p *systemd.Properties) { p.Type = "simple" }, drift: []Drift{{systemd.UnitPath, edited}}, remedy: apply},
+		"a drop-in of another": {id: "unit/kill-mode", files: files{dropInDir + "k.conf": "[Service]\nKillMode=control-group\n"}, unit: func(p *systemd.Properties) { all(p); dropIns("k.conf")(p) }, drift: []Drift{{systemd.UnitPath, edited}}, remedy: "install -d ", start: true},
+		"not edited":           {id: "unit/kill-mode", unit: all, remedy: "install -d ", start: true},
+		"its own drop-in edited": {id: "unit/kill-mode", files: files{systemd.EnvironmentPath: "[Service]\nKillMode=control-group\n"}, unit: func(p *systemd.Properties) { all(p); dropIns("10-nodeprep-environment.conf")(p) },
+			drift: []Drift{{systemd.EnvironmentPath, edited}}, remedy: apply},
+		"its proxies edited": {id: "unit/environment", files: files{systemd.ProxyPath: "[Service]\nEnvironment=" + proxy + "\n"}, unit: func(p *systemd.Properties) {
+			p.Environment = []string{proxy}
+			dropIns("20-nodeprep-proxy.conf")(p)
+		}, drift: []Drift{{systemd.ProxyPath, edited}}, remedy: apply},
+		"its environment": {id: "unit/environment", files: files{systemd.EnvironmentPath: "[Service]\nEnvironment=" + proxy + "\n"}, unit: func(p *systemd.Properties) {
+			p.Environment = []string{proxy}
+			dropIns("10-nodeprep-environment.conf")(p)
+		}, remedy: "# take it out of the profile's systemd.environment", start: true},
+	} {
+		n := fake(t, stockHost(c.files), inForce(c.unit), receipt(c.drift...), unitProfile(nil))
+		got := results(t, n, c.id)[0].Remedy
+		if got != c.remedy && (!c.start || !strings.HasPrefix(got, c.remedy)) {
+			t.Errorf("%s: the remedy is %s, want %s", name, got, c.remedy)
+		}
+		if strings.Contains(got, "sed -i") {
+			t.Errorf("%s: the remedy edits a file of nodeprep's: %s", name, got)
+		}
+	}
+}
+
 // What each KillMode leads to is another thing.
 func TestKillModesConsequences(t *testing.T) {
 	seen := map[string]bool{}
@@ -339,6 +402,14 @@ func TestUnitThatIsNotThere(t *testing.T) {
 	expect(t, fake(t, files{}, gone), "unit/loaded", want{verdict: Skip, observed: "no containerd is installed"})
 	expect(t, fake(t, files{}, gone, unitProfile(nil)), "unit/loaded", want{verdict: Fail, observed: "no containerd.service", place: systemd.UnitPath, remedy: "nodeprep apply"})
 	expect(t, fake(t, files{"/usr/bin/containerd": "x"}, gone), "unit/loaded", want{verdict: Fail, remedy: "# install the package"})
+
+	// Docker's static binaries start a containerd of their own.
+	docker := files{"/usr/local/bin/dockerd": "x", "/usr/local/bin/containerd": "x"}
+	expect(t, fake(t, docker, gone), "unit/loaded", want{verdict: Skip, observed: "/usr/local/bin/dockerd starts a containerd of its own"})
+	expect(t, fake(t, docker, gone, receipt()), "unit/loaded", want{verdict: Fail, observed: "no containerd.service"})
+	expect(t, fake(t, docker, gone, unitProfile(nil)), "unit/loaded", want{verdict: Fail, observed: "no containerd.service"})
+	docker["/var/lib/kubelet/config.yaml"] = "kind: KubeletConfiguration\n"
+	expect(t, fake(t, docker, gone), "unit/loaded", want{verdict: Fail, observed: "no containerd.service"})
 
 	if _, _, err := fake(t, files{}, gone).ExecStart(); !errors.Is(err, errNoUnit) {
 		t.Errorf("%v", err)
@@ -396,6 +467,7 @@ func TestUnitChecksOfAnImage(t *testing.T) {
 		"leads nowhere":  {"unit/loaded", files{systemd.UnitPath: "-> /opt/unit"}, want{verdict: Fail, observed: systemd.UnitPath + " is a link that leads nowhere", remedy: "rm /"}},
 		"enabled":        {"unit/enabled", nil, want{verdict: Pass, observed: "enabled"}},
 		"not enabled":    {"unit/enabled", files{unitWants: ""}, want{verdict: Pass}},
+		"upheld":         {"unit/enabled", files{usr + "x.service.wants/": "", usr + "multi-user.target.d/10-c.conf": "[Unit]\nUpholds=a.service containerd.service\n"}, want{verdict: Pass}},
 		"kills all":      {"unit/kill-mode", files{"/run/systemd/system/service.d/a.conf": "[Service]\nKillMode=control-group\n"}, want{verdict: Fail, observed: "control-group", place: "/run/systemd/system/service.d/a.conf:2"}},
 		"masked drop-in": {"unit/kill-mode", files{usr + "containerd.service.d/a.conf": "[Service]\nKillMode=mixed\n", dropInDir + "a.conf": "-> /dev/null"}, want{verdict: Pass}},
 		"an earlier one": {"unit/kill-mode", files{usr + "containerd.service.d/z.conf": "[Service]\nKillMode=mixed\n", dropInDir + "a.conf": "[Service]\nKillMode=process\n"}, want{verdict: Fail, place: usr + "containerd.service.d/z.conf:2"}},
@@ -407,7 +479,7 @@ func TestUnitChecksOfAnImage(t *testing.T) {
 		"program":       {"unit/exec-start", nil, want{verdict: Pass, observed: systemd.Binary}},
 		"no program":    {"unit/exec-start", files{dropInDir + "z.conf": "[Service]\nExecStart=\nExecStart=-/opt/x --config \"/a b\"\n"}, want{verdict: Fail, observed: "/opt/x does not exist", place: dropInDir + "z.conf:3"}},
 		"by name":       {"unit/exec-start", files{systemd.UnitPath: "[Service]\nExecStart=containerd\n"}, want{verdict: Pass, observed: systemd.Binary}},
-		"type":          {"unit/type", files{dropInDir + "z.conf": "[Service]\nType=exec\n"}, want{verdict: Fail, observed: "exec"}},
+		"type":          {"unit/type", files{dropInDir + "z.conf": "[Service]\nType=exec\n"}, want{verdict: Warn, observed: "exec"}},
 		"restart":       {"unit/restart", files{dropInDir + "z.conf": "[Service]\nRestart=no\n"}, want{verdict: Warn, observed: "no"}},
 		"password":      {"unit/environment", files{dropInDir + "z.conf": "[Service]\nEnvironment=TOKEN=x\n"}, want{verdict: Warn, object: "TOKEN", place: dropInDir + "z.conf:2"}},
 	} {

@@ -166,6 +166,61 @@ func Commands(fragments []Fragment, key string) [][]string {
 	return out
 }
 
+// EnvironmentFile reads the NAME=VALUE of a file that EnvironmentFile= names
+// (systemd.exec(5)): comments begin with # or ;, values may be quoted, and a backslash
+// joins lines and takes the next character's meaning away.
+func EnvironmentFile(content []byte) []string {
+	var out []string
+	text := strings.ReplaceAll(string(content), "\r\n", "\n")
+	for text != "" {
+		line, _, _ := strings.Cut(text, "\n")
+		trimmed := strings.TrimLeft(line, " \t")
+		name, _, ok := strings.Cut(trimmed, "=")
+		if trimmed == "" || trimmed[0] == '#' || trimmed[0] == ';' || !ok {
+			_, text, _ = strings.Cut(text, "\n")
+			continue
+		}
+		var value string
+		value, text = environmentValue(text[strings.IndexByte(text, '=')+1:])
+		out = append(out, strings.TrimSpace(name)+"="+value)
+	}
+	return out
+}
+
+// environmentValue reads a value up to the end of its line and returns what follows.
+func environmentValue(text string) (value, rest string) {
+	text = strings.TrimLeft(text, " \t")
+	var b strings.Builder
+	quote, kept := byte(0), 0 // kept is what trailing space is not cut off from
+	for i := 0; i < len(text); i++ {
+		c := text[i]
+		switch {
+		case c == '\\' && quote != '\'' && i+1 < len(text):
+			i++
+			switch {
+			case text[i] == '\n': // the value goes on
+				continue
+			case quote == '"' && !strings.ContainsRune("\"\\`$", rune(text[i])):
+				b.WriteByte('\\')
+			}
+			b.WriteByte(text[i])
+			kept = b.Len()
+		case quote != 0 && c == quote:
+			quote = 0
+		case quote == 0 && (c == '"' || c == '\''):
+			quote, kept = c, b.Len()
+		case quote == 0 && c == '\n':
+			return b.String()[:kept], text[i+1:]
+		default:
+			b.WriteByte(c)
+			if quote != 0 || c != ' ' && c != '\t' {
+				kept = b.Len()
+			}
+		}
+	}
+	return b.String()[:kept], ""
+}
+
 // KillMode is the KillMode that is in force and the fragment that decides it, which has
 // no Path where none does. An empty value brings systemd's default back, control-group;
 // one that systemd does not know, or that has quotes or escapes, is ignored

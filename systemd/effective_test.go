@@ -130,6 +130,20 @@ func TestWords(t *testing.T) {
 	}
 }
 
+func TestEnvironmentFile(t *testing.T) {
+	for in, want := range map[string][]string{
+		"":                                       nil,
+		"# A=b\n\n ; C=d\nnothing\nE = f g  \n":  {"E=f g"},
+		"A=\nB=c":                                {"A=", "B=c"},
+		"A=\"b # c\\\"\\x\" \nB='c\\'d\r\nC=e=f": {`A=b # c"\x`, `B=c\d`, "C=e=f"},
+		"A=b\\\n  c\nD=\"e\nf\"\nG=h\\ ":         {"A=b  c", "D=e\nf", "G=h "},
+	} {
+		if diff := cmp.Diff(want, EnvironmentFile([]byte(in))); diff != "" {
+			t.Errorf("%q (-want +got):\n%s", in, diff)
+		}
+	}
+}
+
 func TestCommands(t *testing.T) {
 	for name, c := range map[string]struct {
 		fragments []Fragment

@@ -497,8 +497,9 @@ type Properties struct {
 	// RequiredBy, RequisiteOf, BoundBy and ConsistsOf are the units that have this one in
 	// Requires=, Requisite=, BindsTo= and PartOf= (systemd.unit(5)).
 	RequiredBy, RequisiteOf, BoundBy, ConsistsOf []string
-	// WantedBy are the units that have this one in Wants=.
-	WantedBy []string
+	// WantedBy are the units that have this one in Wants=, UpheldBy those in Upholds=, which
+	// systemd knows since 249.
+	WantedBy, UpheldBy []string
 	// RequiresMountsFor are paths whose mounts the unit needs.
 	RequiresMountsFor []string
 	// ControlGroup is the unit's cgroup below the hierarchies' roots, "" while it has none.
@@ -517,16 +518,18 @@ type Properties struct {
 	StatusText  string
 	NRestarts   int // automatic restarts since the last explicit start
 
-	Delegate        bool
-	KillMode        string
-	OOMScoreAdjust  int
-	Restart         string
-	LimitNOFILE     Limit
-	LimitNOFILESoft Limit
-	LimitNPROC      Limit
-	LimitCORE       Limit
-	TasksMax        Limit
-	EnvironmentFile []string
+	Delegate bool
+	// DelegateControllers are those that are handed down; Delegate=yes means all.
+	DelegateControllers []string
+	KillMode            string
+	OOMScoreAdjust      int
+	Restart             string
+	LimitNOFILE         Limit
+	LimitNOFILESoft     Limit
+	LimitNPROC          Limit
+	LimitCORE           Limit
+	TasksMax            Limit
+	EnvironmentFile     []string
 	// Environment are NAME=VALUE, which every user can read, so must no report.
 	Environment []string
 	// ExecStart are the commands: the program's path, then its arguments.
@@ -626,39 +629,41 @@ func (m *Manager) Properties(ctx context.Context, unit string) (Properties, erro
 		return Properties{}, fmt.Errorf("read properties of %s: %w", unit, m.cause(l, err))
 	}
 	p := Properties{
-		LoadState:        get[string](all, "LoadState"),
-		ActiveState:      get[string](all, "ActiveState"),
-		SubState:         get[string](all, "SubState"),
-		UnitFileState:    get[string](all, "UnitFileState"),
-		FragmentPath:     get[string](all, "FragmentPath"),
-		DropInPaths:      get[[]string](all, "DropInPaths"),
-		NeedDaemonReload: get[bool](all, "NeedDaemonReload"),
-		After:            get[[]string](all, "After"),
-		WantedBy:         get[[]string](all, "WantedBy"),
-		ControlGroup:     get[string](all, "ControlGroup"),
-		Environment:      get[[]string](all, "Environment"),
-		Confined:         confined(all),
-		RequiredBy:       get[[]string](all, "RequiredBy"),
-		RequisiteOf:      get[[]string](all, "RequisiteOf"),
-		BoundBy:          get[[]string](all, "BoundBy"),
-		ConsistsOf:       get[[]string](all, "ConsistsOf"),
-		Type:             get[string](all, "Type"),
-		Result:           get[string](all, "Result"),
-		MainPID:          int(get[uint32](all, "MainPID")),
-		ExecMainCode:     int(get[int32](all, "ExecMainCode")),
-		ExecMainStatus:   int(get[int32](all, "ExecMainStatus")),
-		StatusErrno:      int(get[int32](all, "StatusErrno")),
-		StatusText:       get[string](all, "StatusText"),
-		NRestarts:        int(get[uint32](all, "NRestarts")),
-		Delegate:         get[bool](all, "Delegate"),
-		KillMode:         get[string](all, "KillMode"),
-		OOMScoreAdjust:   int(get[int32](all, "OOMScoreAdjust")),
-		Restart:          get[string](all, "Restart"),
-		LimitNOFILE:      Limit(get[uint64](all, "LimitNOFILE")),
-		LimitNOFILESoft:  Limit(get[uint64](all, "LimitNOFILESoft")),
-		LimitNPROC:       Limit(get[uint64](all, "LimitNPROC")),
-		LimitCORE:        Limit(get[uint64](all, "LimitCORE")),
-		TasksMax:         Limit(get[uint64](all, "TasksMax")),
+		LoadState:           get[string](all, "LoadState"),
+		ActiveState:         get[string](all, "ActiveState"),
+		SubState:            get[string](all, "SubState"),
+		UnitFileState:       get[string](all, "UnitFileState"),
+		FragmentPath:        get[string](all, "FragmentPath"),
+		DropInPaths:         get[[]string](all, "DropInPaths"),
+		NeedDaemonReload:    get[bool](all, "NeedDaemonReload"),
+		After:               get[[]string](all, "After"),
+		WantedBy:            get[[]string](all, "WantedBy"),
+		UpheldBy:            get[[]string](all, "UpheldBy"),
+		ControlGroup:        get[string](all, "ControlGroup"),
+		Environment:         get[[]string](all, "Environment"),
+		Confined:            confined(all),
+		RequiredBy:          get[[]string](all, "RequiredBy"),
+		RequisiteOf:         get[[]string](all, "RequisiteOf"),
+		BoundBy:             get[[]string](all, "BoundBy"),
+		ConsistsOf:          get[[]string](all, "ConsistsOf"),
+		Type:                get[string](all, "Type"),
+		Result:              get[string](all, "Result"),
+		MainPID:             int(get[uint32](all, "MainPID")),
+		ExecMainCode:        int(get[int32](all, "ExecMainCode")),
+		ExecMainStatus:      int(get[int32](all, "ExecMainStatus")),
+		StatusErrno:         int(get[int32](all, "StatusErrno")),
+		StatusText:          get[string](all, "StatusText"),
+		NRestarts:           int(get[uint32](all, "NRestarts")),
+		Delegate:            get[bool](all, "Delegate"),
+		DelegateControllers: get[[]string](all, "DelegateControllers"),
+		KillMode:            get[string](all, "KillMode"),
+		OOMScoreAdjust:      int(get[int32](all, "OOMScoreAdjust")),
+		Restart:             get[string](all, "Restart"),
+		LimitNOFILE:         Limit(get[uint64](all, "LimitNOFILE")),
+		LimitNOFILESoft:     Limit(get[uint64](all, "LimitNOFILESoft")),
+		LimitNPROC:          Limit(get[uint64](all, "LimitNPROC")),
+		LimitCORE:           Limit(get[uint64](all, "LimitCORE")),
+		TasksMax:            Limit(get[uint64](all, "TasksMax")),
 	}
 	if at := get[uint64](all, "ExecMainStartTimestamp"); at > 0 {
 		p.MainStart = time.UnixMicro(int64(at))

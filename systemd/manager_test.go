@@ -518,7 +518,7 @@ func TestPropertiesAreDecoded(t *testing.T) {
 		"Delegate": true, "KillMode": "process", "OOMScoreAdjust": int32(-999), "Restart": "always",
 		"LimitNOFILE": uint64(524288), "LimitNOFILESoft": uint64(1024), "LimitNPROC": ^uint64(0), "LimitCORE": ^uint64(0), "TasksMax": ^uint64(0),
 		"EnvironmentFiles": [][]any{{ProxySecretPath, false}},
-		"WantedBy":         []string{"multi-user.target"}, "RequiresMountsFor": []string{"/data"}, "ControlGroup": "/system.slice/containerd.service",
+		"WantedBy":         []string{"multi-user.target"}, "UpheldBy": []string{"d.target"}, "RequiresMountsFor": []string{"/data"}, "ControlGroup": "/system.slice/containerd.service",
 		"Environment": []string{"A=b"}, "ExecStart": [][]any{{Binary, []string{"containerd", "-c", "x"}, false, uint64(0)}},
 	}}
 	got, err := newTestManager(nil, f).Properties(t.Context(), UnitName)
@@ -534,7 +534,7 @@ func TestPropertiesAreDecoded(t *testing.T) {
 		Delegate:  true, KillMode: "process", OOMScoreAdjust: -999, Restart: "always",
 		LimitNOFILE: 524288, LimitNOFILESoft: 1024, LimitNPROC: Infinity, LimitCORE: Infinity, TasksMax: Infinity,
 		EnvironmentFile: []string{ProxySecretPath},
-		WantedBy:        []string{"multi-user.target"}, RequiresMountsFor: []string{"/data"}, ControlGroup: "/system.slice/containerd.service",
+		WantedBy:        []string{"multi-user.target"}, UpheldBy: []string{"d.target"}, RequiresMountsFor: []string{"/data"}, ControlGroup: "/system.slice/containerd.service",
 		Environment: []string{"A=b"}, ExecStart: [][]string{{Binary, "-c", "x"}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

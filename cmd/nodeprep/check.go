@@ -157,7 +157,14 @@ func (o checkFlags) selection() (checks.Selection, error) {
 		}
 		s.Stages = []checks.Stage{checks.Stage(o.stage)}
 	}
-	return s, errors.Join(knownIDs("only", o.only), knownIDs("skip", o.skip))
+	if err := errors.Join(knownIDs("only", o.only), knownIDs("skip", o.skip)); err != nil {
+		return s, err
+	}
+	// A run of no checks would be a success that says nothing.
+	if !slices.ContainsFunc(checks.Catalogue(), s.Has) {
+		return s, usagef("--only %s: none of these is of the stage %s", strings.Join(o.only, ", "), o.stage)
+	}
+	return s, nil
 }
 
 // knownIDs refuses IDs of a flag that no check has.

@@ -68,14 +68,22 @@ type ImageState struct {
 	Platforms []string
 	// Missing are the digests of what lacks for the platform.
 	Missing []string
+	// InUse says that a container was made of it.
+	InUse bool
+	// Unlooked says that it is one too many: nothing but its name and digest is known.
+	Unlooked bool
 }
+
+// mostStates bounds how many images are looked at where no names are given.
+const mostStates = 200
 
 // stateWorkers is how many images are looked at side by side.
 const stateWorkers = 8
 
 // ImageStates looks at the images of a namespace ("" is k8s.io), or at those of the names
 // alone, and says what the daemon has of them for a platform ("" is this program's own)
-// and a snapshotter. They are sorted by name.
+// and a snapshotter, or any other that it was unpacked for. They are sorted by name. Without
+// names, more than 200 images are not looked at (ImageState.Unlooked).
 func (d *Client) ImageStates(ctx context.Context, namespace, platform, snapshotter string, names ...string) ([]ImageState, error) {
 	if namespace == "" {
 		namespace = "k8s.io"
@@ -99,25 +107,39 @@ func (d *Client) ImageStates(ctx context.Context, namespace, platform, snapshott
 	if len(list) == 0 {
 		return nil, nil
 	}
-	l := looker{client: d, matcher: platforms.Only(spec), snapshotter: snapshotter, there: map[digest.Digest]bool{}}
+	l := looker{client: d, matcher: platforms.Only(spec), snapshotter: snapshotter, there: map[digest.Digest]bool{}, unpacked: map[digest.Digest][]string{}}
 	err = d.c.ContentStore().Walk(ctx, func(i content.Info) error {
 		l.there[i.Digest] = true
+		for label := range i.Labels {
+			if s, ok := strings.CutPrefix(label, snapshotLabel); ok {
+				l.unpacked[i.Digest] = append(l.unpacked[i.Digest], s)
+			}
+		}
 		return nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list content in namespace %s: %w", namespace, plain(err))
+	}
+	used, err := d.used(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list containers in namespace %s: %w", namespace, plain(err))
 	}
 
 	// CRI gives an image several names.
 	byTarget := map[digest.Digest]*ImageState{}
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(stateWorkers)
+	inUse := map[digest.Digest]bool{}
 	for _, img := range list {
+		inUse[img.Target.Digest] = inUse[img.Target.Digest] || used[img.Name]
 		if byTarget[img.Target.Digest] != nil {
 			continue
 		}
-		s := &ImageState{}
+		s := &ImageState{Unlooked: len(names) == 0 && len(byTarget) >= mostStates}
 		byTarget[img.Target.Digest] = s
+		if s.Unlooked {
+			continue
+		}
 		g.Go(func() error {
 			if err := l.look(ctx, img.Target, s); err != nil {
 				return fmt.Errorf("look at image %s in namespace %s: %w", img.Name, namespace, plain(err))
@@ -132,11 +154,26 @@ func (d *Client) ImageStates(ctx context.Context, namespace, platform, snapshott
 	for _, img := range list {
 		s := *byTarget[img.Target.Digest]
 		s.Image = Image{Name: img.Name, Digest: img.Target.Digest.String(), Pinned: img.Labels[pinnedLabel] == pinnedValue}
+		s.InUse = inUse[img.Target.Digest]
 		out = append(out, s)
 	}
 	slices.SortFunc(out, func(a, b ImageState) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
 }
+
+// used are the names of the images that containers were made of.
+func (d *Client) used(ctx context.Context) (map[string]bool, error) {
+	all, err := d.c.ContainerService().List(ctx)
+	out := map[string]bool{}
+	for _, c := range all {
+		out[c.Image] = true
+	}
+	return out, err
+}
+
+// snapshotLabel and a snapshotter's name are the label of an image's config that has the
+// snapshot it was unpacked to (containerd docs/garbage-collection.md).
+const snapshotLabel = "containerd.io/gc.ref.snapshot."
 
 // looker looks at the content of images.
 type looker struct {
@@ -144,6 +181,7 @@ type looker struct {
 	matcher     platforms.MatchComparer
 	snapshotter string
 	there       map[digest.Digest]bool
+	unpacked    map[digest.Digest][]string // the snapshotters of a config
 }
 
 func (l looker) read(ctx context.Context, desc ocispec.Descriptor, v any) error {
@@ -245,21 +283,29 @@ func (l looker) manifest(ctx context.Context, desc ocispec.Descriptor, s *ImageS
 		}
 	}
 	s.Complete = len(s.Missing) == 0
-	if s.Complete || l.snapshotter == "" {
+	// CRI can drop layers once they are unpacked (discard_unpacked_layers), and remote
+	// snapshotters never fetch them. A runtime can have a snapshotter of its own.
+	snapshotters := slices.Clone(l.unpacked[m.Config.Digest])
+	if l.snapshotter != "" && !slices.Contains(snapshotters, l.snapshotter) {
+		snapshotters = append(snapshotters, l.snapshotter)
+	}
+	if s.Complete || len(snapshotters) == 0 {
 		return nil
 	}
-	// CRI can drop layers once they are unpacked (discard_unpacked_layers), and remote
-	// snapshotters never fetch them.
 	var image ocispec.Image
 	if err := l.read(ctx, m.Config, &image); err != nil {
 		return err
 	}
-	_, err := l.client.c.SnapshotService(l.snapshotter).Stat(ctx, identity.ChainID(image.RootFS.DiffIDs).String())
-	switch {
-	case err == nil:
-		s.Complete, s.Missing = true, nil
-	case !errdefs.IsNotFound(err):
-		return err
+	chain := identity.ChainID(image.RootFS.DiffIDs).String()
+	for _, name := range snapshotters {
+		_, err := l.client.c.SnapshotService(name).Stat(ctx, chain)
+		switch {
+		case err == nil:
+			s.Complete, s.Missing = true, nil
+			return nil
+		case !errdefs.IsNotFound(err) && name == l.snapshotter:
+			return err // another one may have left the config since
+		}
 	}
 	return nil
 }

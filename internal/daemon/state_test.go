@@ -5,11 +5,15 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -41,6 +45,19 @@ func (l imageList) List(_ context.Context, filters ...string) ([]images.Image, e
 	return out, nil
 }
 
+// labelsInMemory keeps labels of content.
+type labelsInMemory map[digest.Digest]map[string]string
+
+func (l labelsInMemory) Get(d digest.Digest) (map[string]string, error) { return l[d], nil }
+func (l labelsInMemory) Set(d digest.Digest, labels map[string]string) error {
+	l[d] = labels
+	return nil
+}
+func (l labelsInMemory) Update(d digest.Digest, labels map[string]string) (map[string]string, error) {
+	l[d] = labels
+	return labels, nil
+}
+
 // unpacked is a snapshotter that has these snapshots.
 type unpacked struct {
 	snapshots.Snapshotter
@@ -54,8 +71,18 @@ func (u unpacked) Stat(_ context.Context, key string) (snapshots.Info, error) {
 	return snapshots.Info{}, errdefs.ErrNotFound
 }
 
+// containerList is a store of containers that can be listed.
+type containerList struct {
+	containers.Store
+	all []containers.Container
+}
+
+func (l containerList) List(context.Context, ...string) ([]containers.Container, error) {
+	return l.all, nil
+}
+
 func TestImageStates(t *testing.T) {
-	store, err := local.NewStore(t.TempDir())
+	store, err := local.NewLabeledStore(t.TempDir(), labelsInMemory{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -142,8 +169,32 @@ func TestImageStates(t *testing.T) {
 	want[again.Name] = twice
 	list.all = append(list.all, again)
 
-	c, err := client.New("", client.WithServices(client.WithContentStore(store), client.WithImageStore(list),
-		client.WithSnapshotters(map[string]snapshots.Snapshotter{"overlayfs": snapshotter})))
+	// A container that was made of an image uses all names of it.
+	users := containerList{all: []containers.Container{{ID: "1", Image: again.Name}, {ID: "2", Image: "long gone"}}}
+	for _, name := range []string{again.Name, list.all[0].Name} {
+		s := want[name]
+		s.InUse = true
+		want[name] = s
+	}
+	// What another runtime's snapshotter has is complete, too.
+	elsewhere := image("elsewhere", linux("amd64"), noLayer)
+	var m ocispec.Manifest
+	b, err := content.ReadBlob(t.Context(), store, elsewhere)
+	if err == nil {
+		err = json.Unmarshal(b, &m)
+	}
+	if err == nil {
+		_, err = store.Update(t.Context(), content.Info{Digest: m.Config.Digest, Labels: map[string]string{snapshotLabel + "native": "x"}}, "labels")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	native := unpacked{keys: []string{identity.ChainID(configOf(linux("amd64"), layerOf(t, "elsewhereamd64")).RootFS.DiffIDs).String()}}
+	list.all = append(list.all, images.Image{Name: "elsewhere", Target: elsewhere})
+	want["elsewhere"] = ImageState{Image: Image{Name: "elsewhere", Digest: elsewhere.Digest.String()}, Complete: true, Platforms: []string{"linux/amd64"}}
+
+	c, err := client.New("", client.WithServices(client.WithContentStore(store), client.WithImageStore(list), client.WithContainerStore(users),
+		client.WithSnapshotters(map[string]snapshots.Snapshotter{"overlayfs": snapshotter, "native": native})))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -173,6 +224,41 @@ func TestImageStates(t *testing.T) {
 	}
 	if _, err := d.ImageStates(t.Context(), "", "a/b/c/d", ""); err == nil {
 		t.Error("an impossible platform is no error")
+	}
+}
+
+// A daemon with thousands of images is not read whole; who asks by name is answered.
+func TestImageStatesAreBounded(t *testing.T) {
+	dir := t.TempDir()
+	store, err := local.NewStore(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(dir, "blobs"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	list := imageList{}
+	for i := range mostStates + 7 {
+		name := fmt.Sprintf("%04d", i)
+		list.all = append(list.all, images.Image{Name: name, Target: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString(name)}})
+	}
+	c, err := client.New("", client.WithServices(client.WithContentStore(store), client.WithImageStore(list), client.WithContainerStore(containerList{})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := &Client{c: c}
+	got, err := d.ImageStates(t.Context(), "", "linux/amd64", "")
+	unlooked := 0
+	for _, s := range got {
+		if s.Unlooked {
+			unlooked++
+		}
+	}
+	if err != nil || len(got) != mostStates+7 || unlooked != 7 {
+		t.Errorf("%d images, %d of them not looked at, %v", len(got), unlooked, err)
+	}
+	if got, err := d.ImageStates(t.Context(), "", "linux/amd64", "", list.all[mostStates+1].Name); err != nil || len(got) != 1 || got[0].Unlooked {
+		t.Errorf("by name: %+v, %v", got, err)
 	}
 }
 

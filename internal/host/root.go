@@ -95,8 +95,15 @@ func (r *Root) ReadFile(p string) ([]byte, error) {
 	if kind := fi.Mode().Type(); kind&fs.ModeNamedPipe != 0 || kind&fs.ModeDevice != 0 && filepath.Base(real) != "null" {
 		return nil, &fs.PathError{Op: "read", Path: real, Err: errors.New("is a pipe or a device, not a file")}
 	}
-	return io.ReadAll(f)
+	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err == nil && len(b) > maxFile {
+		err = &fs.PathError{Op: "read", Path: real, Err: errors.New("is larger than 16 MiB")}
+	}
+	return b, err
 }
+
+// maxFile bounds what is read whole: configuration, and what the kernel tells.
+const maxFile = 16 << 20
 
 // Stat follows links, the last component's too.
 func (r *Root) Stat(p string) (fs.FileInfo, error) {

@@ -51,11 +51,13 @@ func timed(cmd *exec.Cmd) (sample, error) {
 	start := time.Now()
 	err := cmd.Run()
 	s := sample{wall: time.Since(start)}
+	if cmd.ProcessState != nil {
+		if ru, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
+			s.rss = ru.Maxrss
+		}
+	}
 	if err != nil {
 		return s, fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, notes.String())
-	}
-	if ru, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
-		s.rss = ru.Maxrss
 	}
 	var said struct {
 		Journal time.Duration `json:"journal"`
@@ -101,8 +103,16 @@ func main() {
 	older := flag.String("older", "", "with -artifacts: the same with other versions, to be rolled back from")
 	rounds := flag.Int("rounds", 7, "runs of each side")
 	dir := flag.String("dir", "", "where to work (default: a temporary folder)")
+	only := flag.String("only", "", "apply or check: that part alone")
 	flag.Parse()
-	if err := run(*nodeprep, *artifacts, *older, *dir, *rounds); err != nil {
+	var err error
+	if *only != "check" {
+		err = run(*nodeprep, *artifacts, *older, *dir, *rounds)
+	}
+	if err == nil && *only != "apply" {
+		err = benchCheck(context.Background(), *nodeprep, *dir, *rounds)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}

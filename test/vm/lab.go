@@ -20,7 +20,7 @@ import (
 // Where a machine has the media that were handed to it, mounted read-only.
 const (
 	ReleasesDir = "/media/releases" // a folder a release, by supply.Release.Name
-	StickDir    = "/media/stick"    // nodeprep, inguest, and images/
+	StickDir    = "/media/stick"    // nodeprep, inguest, images/ and packages/
 )
 
 // Options of a Lab.
@@ -150,6 +150,15 @@ func (l *Lab) makeStick(ctx context.Context, nodeprep string) (string, error) {
 		return "", err
 	}
 	content["images"] = images
+	if content["packages"], err = l.store.Packages(ctx, l.guest.Arch, packages()); err != nil {
+		return "", err
+	}
+	// A program that is no program here.
+	foreign := map[string]string{"amd64": "arm64", "arm64": "amd64"}[l.guest.Arch]
+	content["pause.foreign"] = filepath.Join(l.tmp, "pause.foreign")
+	if err := supply.GoBuild(ctx, root, "./test/vm/cmd/pause", content["pause.foreign"], foreign); err != nil {
+		return "", err
+	}
 	stick := filepath.Join(l.tmp, "stick.raw")
 	return stick, supply.WriteMedia(ctx, stick, content)
 }

@@ -2,6 +2,15 @@ package vm
 
 import "github.com/nodeprep/nodeprep/test/vm/supply"
 
+// packages are Debian's own, as its users install them.
+func packages() []supply.Package {
+	return []supply.Package{
+		{Name: "containerd", Version: "1.6.20"},
+		{Name: "runc", Version: "1.1.5"},
+		{Name: "containernetworking-plugins", Version: "1.1.1"},
+	}
+}
+
 // Releases are all that the scenarios install: the generations of containerd that there
 // are real binaries of, and what goes with them.
 func Releases() []supply.Release {

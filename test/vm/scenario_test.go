@@ -228,17 +228,25 @@ func nodeOf(version string) node {
 	panic("no node has containerd " + version)
 }
 
-// artifacts are the folders that the node's releases are in, as options for nodeprep.
-func (n node) artifacts() string {
-	var all string
+// folders are where the node's releases are.
+func (n node) folders() []string {
+	var all []string
 	for _, name := range []string{
 		n.containerd.Name(),
 		supply.Release{Component: "runc", Version: n.runc, Arch: "amd64"}.Name(),
 		supply.Release{Component: "cni", Version: n.cni, Arch: "amd64"}.Name(),
 	} {
-		all += " --artifacts " + vm.ReleasesDir + "/" + name
+		all = append(all, vm.ReleasesDir+"/"+name)
 	}
 	return all
+}
+
+// artifacts are the folders as options for nodeprep.
+func (n node) artifacts() string { return " --artifacts " + strings.Join(n.folders(), " --artifacts ") }
+
+// sources are the folders as a part of a profile.
+func (n node) sources() string {
+	return "sources: [{dir: " + strings.Join(n.folders(), "}, {dir: ") + "}]\n"
 }
 
 // command is nodeprep with a verb, for the profile that give wrote.

@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +23,8 @@ type Config struct {
 	MemoryMiB int
 	// Kernel and Initrd are booted directly, with the root file system on Disk.
 	Kernel, Initrd string
+	// Cmdline is the kernel's command line; empty for what the function Cmdline returns.
+	Cmdline string
 	// Disk is a qcow2 file, which the machine writes to.
 	Disk string
 	// Record is a file in which every write to Disk and every flush of it is recorded, in
@@ -96,9 +99,7 @@ func Args(cfg Config) (program string, args []string, err error) {
 		"-smp", strconv.Itoa(cfg.CPUs), "-m", strconv.Itoa(cfg.MemoryMiB),
 		"-nodefaults", "-no-user-config", "-display", "none", "-nic", "none",
 		"-kernel", cfg.Kernel, "-initrd", cfg.Initrd,
-		// The timer's self-test fails, and the kernel gives up, where an emulated machine
-		// gets no processor for a moment; the emulated timer is not broken.
-		"-append", "root=/dev/vda rw console="+console+" quiet no_timer_check systemd.show_status=false",
+		"-append", cmp.Or(cfg.Cmdline, cmdline(console)),
 		"-blockdev", root,
 		"-device", device,
 		"-device", "virtio-scsi-pci,id=scsi",
@@ -111,6 +112,19 @@ func Args(cfg Config) (program string, args []string, err error) {
 		"-qmp", "unix:"+escape(in("qmp"))+",server=on,wait=off",
 	)
 	return program, args, nil
+}
+
+// cmdline boots a machine from its disk, quietly. The timer's self-test fails, and the
+// kernel gives up, where an emulated machine gets no processor for a moment; the emulated
+// timer is not broken.
+func cmdline(console string) string {
+	return "root=/dev/vda rw console=" + console + " quiet no_timer_check systemd.show_status=false"
+}
+
+// Cmdline is the kernel's command line of the machine.
+func Cmdline(cfg Config) (string, error) {
+	_, _, console, err := hardware(cfg)
+	return cmp.Or(cfg.Cmdline, cmdline(console)), err
 }
 
 // escape doubles commas, as QEMU's option syntax wants them in values.

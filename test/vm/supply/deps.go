@@ -19,8 +19,9 @@ func tools() []tool {
 		{"debootstrap", "debootstrap"},
 		{"mkfs.ext4", "e2fsprogs"},
 		{"dpkg-deb", "dpkg"},
-		{"wget", "wget"},     // debootstrap's downloader
-		{"strace", "strace"}, // install's proof that nothing but its writer changes a host
+		{"wget", "wget"},                        // debootstrap's downloader
+		{"systemd-nspawn", "systemd-container"}, // boots a host for the benchmark of check
+		{"strace", "strace"},                    // install's proof that nothing but its writer changes a host
 	}
 }
 

@@ -136,6 +136,9 @@ func (k kubelet) run(ctx context.Context, name, image string, command []string) 
 			Labels:   labels(name, "io.kubernetes.container.name", name),
 			Image:    &runtime.ImageSpec{Image: image},
 			Command:  command,
+			// What a kubelet gives a container that asks for nothing; without it, it would
+			// be protected as its shim is.
+			Linux: &runtime.LinuxContainerConfig{Resources: &runtime.LinuxContainerResources{OomScoreAdj: 1000}},
 		},
 	})
 	if err != nil {

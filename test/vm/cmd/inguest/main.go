@@ -6,6 +6,7 @@
 //	inguest fill FOLDER                            waits for a new file there, then leaves no space
 //	inguest strike [-stage STAGE] [-after DURATION] [-signal KILL|TERM|INT|STOP] COMMAND...
 //	                                               a signal for nodeprep when its journal is there
+//	inguest registry ADDRESS CERT KEY              a registry that answers, over TLS, until it is stopped
 //	inguest cri SOCKET status                      what the CRI plugin says of itself, with its config
 //	inguest cri SOCKET images                      image references
 //	inguest cri SOCKET run NAME IMAGE CMD...       a pod with one container
@@ -32,7 +33,7 @@ func main() {
 	}
 }
 
-var errUsage = errors.New("usage: inguest tree, fill, strike or cri, with arguments: see its source")
+var errUsage = errors.New("usage: inguest tree, fill, strike, registry or cri, with arguments: see its source")
 
 func run(ctx context.Context, args []string) error {
 	if len(args) < 2 {
@@ -53,6 +54,11 @@ func run(ctx context.Context, args []string) error {
 		return tree(os.Stdout, flags.Args(), skip, *times)
 	case "fill":
 		return fill(ctx, args[1])
+	case "registry":
+		if len(args) != 4 {
+			return errUsage
+		}
+		return registry(args[1], args[2], args[3])
 	case "cri":
 		if len(args) < 3 {
 			return errUsage

@@ -25,7 +25,7 @@ func daemonChecks() []Check {
 			ID: daemonAnswers, Stage: Audit, Severity: Required,
 			Why:    "A kubelet whose runtime does not answer at the socket makes the node NotReady, whatever systemd says of the unit.",
 			Source: "containerd docs/ops.md, gRPC address; kubeadm preflight CRI",
-			Needs:  []string{NeedProcess},
+			Needs:  []string{NeedProcess, "process/socket-owner"},
 			Remedy: "systemctl restart containerd.service, once its KillMode is process\njournalctl -u containerd -b -n 50",
 			Run:    single(answers),
 		},
@@ -116,7 +116,7 @@ func orDefault(p configtoml.Place) string {
 	return p.String()
 }
 
-func answers(ctx context.Context, n *Node) Result {
+func answers(_ context.Context, n *Node) Result {
 	address, place := n.Address(), configtoml.Place{}
 	if c, err := n.Config(); err == nil {
 		_, place = c.Address()
@@ -128,23 +128,11 @@ func answers(ctx context.Context, n *Node) Result {
 		r.Verdict, r.Observed = Pass, "answers"
 	case errors.Is(err, fs.ErrPermission):
 		r.Verdict, r.Observed = Unknown, "permission denied: only root may ask it"
-	case n.taken(ctx, address):
-		r.Verdict, r.Observed = Skip, "another process listens there, which is what process/socket-owner is about"
 	default:
 		r.Verdict, r.Observed, r.Wanted = Fail, err.Error(), "an answer"
 		r.Remedy = n.restartDaemon() + "\njournalctl -u containerd -b -n 50"
 	}
 	return r
-}
-
-// taken says that somebody else than the unit's main process listens at a socket.
-func (n *Node) taken(ctx context.Context, address string) bool {
-	p, err := n.Process()
-	if err != nil || !p.Unit || n.Listener == nil {
-		return false
-	}
-	pid, err := n.Listener(ctx, address)
-	return err == nil && pid != 0 && pid != p.PID
 }
 
 // runningRelease is the running daemon's own version, as it says it and as a release.

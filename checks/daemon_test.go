@@ -82,14 +82,6 @@ func TestDaemonAnswers(t *testing.T) {
 	}
 	expect(t, fake(t, daemonFiles(nil), runs(&containerd{}, "2.4.2")), id, want{verdict: Pass, object: "/run/containerd/containerd.sock", place: "containerd's default"})
 	expect(t, fake(t, daemonFiles(nil), refuses(fmt.Errorf("connect: %w", fs.ErrPermission))), id, want{verdict: Unknown, observed: "permission denied"})
-	// Whoever else has the socket is process/socket-owner's.
-	taken := func(o *Outside) {
-		refuses(errors.New("x"))(o)
-		withUnits(units{systemd.UnitName: {LoadState: "loaded", ActiveState: "active", MainPID: 7}})(o)
-		files{"/proc/7/cmdline": "/usr/local/bin/containerd\x00"}.overwrite(o.Host.Root.Dir())
-		o.Listener = func(context.Context, string) (int, error) { return 8, nil }
-	}
-	expect(t, fake(t, daemonFiles(nil), taken), id, want{verdict: Skip, observed: "process/socket-owner"})
 	elsewhere := daemonFiles(files{"/etc/containerd/config.toml": "version = 2\n[grpc]\naddress = \"/run/other.sock\"\n"})
 	expect(t, fake(t, elsewhere, refuses(errors.New("connect to containerd at /run/other.sock: connection refused"))), id,
 		want{verdict: Fail, object: "/run/other.sock", observed: "connection refused", place: "/etc/containerd/config.toml:3", remedy: "systemctl restart containerd"})

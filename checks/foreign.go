@@ -320,7 +320,7 @@ func maskedUnit(_ context.Context, n *Node) Result {
 			r.Remedy += "\nsystemctl daemon-reload"
 		}
 		if n.Receipt != nil && file == systemd.UnitPath {
-			r.Remedy += "\n# it took the place of nodeprep's unit: apply the profile again"
+			r.Remedy += "\n# it took the place of nodeprep's unit\n" + n.reapply(false)
 		}
 		return r
 	}

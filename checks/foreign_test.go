@@ -101,7 +101,7 @@ func TestMaskedUnit(t *testing.T) {
 		look{"a mask", files{systemd.UnitPath: "-> /dev/null"}, nil, []want{{
 			verdict: Fail, observed: "a link to /dev/null", place: systemd.UnitPath, remedy: "systemctl unmask containerd.service",
 		}}},
-		look{"a mask in the place of nodeprep's unit", files{systemd.UnitPath: "-> /dev/null"}, given(provisioned), []want{{verdict: Fail, remedy: "apply the profile again"}}},
+		look{"a mask in the place of nodeprep's unit", files{systemd.UnitPath: "-> /dev/null"}, given(provisioned), []want{{verdict: Fail, remedy: "nodeprep apply"}}},
 		look{"a mask until the next boot", files{run: "-> /dev/null"}, nil, []want{{verdict: Fail, place: run, remedy: "systemctl unmask --runtime containerd.service"}}},
 		look{"a mask that another unit hides", files{systemd.UnitPath: "[Service]\n", run: "-> /dev/null"}, nil, one(Pass, "is not a mask")},
 		look{"an empty unit", files{systemd.UnitPath: ""}, nil, []want{{verdict: Fail, observed: "empty", remedy: "rm " + systemd.UnitPath + "\nsystemctl daemon-reload"}}},

@@ -83,6 +83,9 @@ const checkEverything = "--color never"
 // onePod is a container that runs, for what is looked at in shims and pods.
 const onePod = "/media/stick/inguest cri /run/containerd/containerd.sock run one docker.io/library/busybox:test sleep 100000"
 
+// anotherPod takes the container down and starts it anew.
+const anotherPod = "/media/stick/inguest cri /run/containerd/containerd.sock rm one\n" + onePod
+
 // copied is a script that puts a copy of the daemon's program in its place.
 const copied = `cd /usr/local/bin
 ln containerd .kept
@@ -155,10 +158,9 @@ func unitCases() []broken {
 			place:  dropIns + "zz-core.conf:2", observed: "0", after: noDropIns, warns: []string{"unit/drop-ins", "process/limits"},
 		},
 		{
-			name: "ExecStart is a program that is not there", set: inMain, check: "binary/containerd",
+			name: "ExecStart is a program that is not there", set: inMain, check: "unit/exec-start",
 			breaks: dropIn("zz-exec.conf", "ExecStart=") + "\necho ExecStart=/opt/missing/containerd >>" + dropIns + "zz-exec.conf\nsystemctl daemon-reload",
-			place:  dropIns + "zz-exec.conf:3", observed: "/opt/missing/containerd", warns: []string{"unit/drop-ins"},
-			fix: noDropIns, why: "the drop-in's author alone knows which program it should be",
+			place:  dropIns + "zz-exec.conf:3", observed: "/opt/missing/containerd", warns: []string{"unit/drop-ins"}, after: noDropIns,
 		},
 		{
 			name: "a config file that is not there", check: "unit/exec-start",
@@ -183,8 +185,8 @@ func unitCases() []broken {
 		{
 			name: "masked", check: "foreign/masked-unit",
 			breaks: kept("/etc/systemd/system/containerd.service") + "ln -sf /dev/null /etc/systemd/system/containerd.service\nsystemctl daemon-reload",
-			place:  "/etc/systemd/system/containerd.service",
-			after:  "test ! -e /root/kept || mv -f /root/kept /etc/systemd/system/containerd.service\nsystemctl daemon-reload",
+			place:  "/etc/systemd/system/containerd.service", observed: "masked",
+			fix: "systemctl unmask containerd.service\n" + putBack("/etc/systemd/system/containerd.service") + "systemctl daemon-reload", why: "the mask took the place of the unit's file",
 		},
 		{
 			name: "the unit file is gone", check: "unit/loaded",
@@ -233,7 +235,7 @@ func unitCases() []broken {
 			breaks: strings.ReplaceAll(copied, "containerd", "containerd-shim-runc-v2"), observed: "1 of 1",
 			// A changed file's hash may take an emulated machine longer than a check has.
 			unknowns: []string{"binary/integrity", "binary/version"},
-			fix:      "cd /usr/local/bin && mv .kept containerd-shim-runc-v2", why: "its pods are the cluster's to start anew",
+			fix:      "cd /usr/local/bin\nmv .kept containerd-shim-runc-v2\n" + anotherPod, why: "its pods are the cluster's to start anew",
 		},
 		{
 			name: "the config edited after the start", set: inMain, check: "process/config",
@@ -243,7 +245,7 @@ func unitCases() []broken {
 		{
 			name: "another process has the socket", check: "process/socket-owner",
 			breaks: "rm /run/containerd/containerd.sock\nsystemd-run --unit=thief --collect systemd-socket-activate -l /run/containerd/containerd.sock /bin/sleep 1000\nuntil test -S /run/containerd/containerd.sock; do sleep 0.1; done",
-			place:  "/run/containerd/containerd.sock", observed: "of thief.service",
+			place:  "/run/containerd/containerd.sock", observed: "of thief.service", skips: []string{"another process listens there"},
 		},
 		{
 			name: "the daemon hangs", set: inMain, check: "daemon/answers",
@@ -266,7 +268,7 @@ func binaryCases() []broken {
 	)
 	return []broken{
 		{name: "containerd deleted", set: inMain, check: "binary/containerd", breaks: "rm " + containerd, observed: containerd, after: "systemctl restart containerd"},
-		{name: "the shim deleted", check: "binary/shim", breaks: "rm " + shim, place: shim, warns: []string{"process/shim-exe"}, after: "true"},
+		{name: "the shim deleted", check: "binary/shim", breaks: "rm " + shim, place: shim, warns: []string{"process/shim-exe"}, after: anotherPod},
 		{name: "runc deleted", check: "binary/runc", breaks: "rm " + runc, place: "/etc/containerd/config.toml:", observed: runc},
 		{name: "runc not executable", set: inMain, check: "binary/runc", breaks: "chmod -x " + runc, place: runc, observed: "executed"},
 		{

@@ -547,7 +547,10 @@ func kubeletEndpoint(_ context.Context, n *Node) Result {
 	case k.ContainerRuntimeEndpoint == "" && k.Path != "" && path.Ext(k.Path) != ".json":
 		r.Remedy = "echo 'containerRuntimeEndpoint: " + wanted + "' >> " + n.word(k.Path)
 	case k.ContainerRuntimeEndpoint != "" && hasLine && path.IsAbs(file):
-		r.Remedy = "sed -i 's|" + endpoint + "|" + wanted + "|' " + n.word(file)
+		r.Remedy = "sed -i " + quote("s|"+endpoint+"|"+wanted+"|") + " " + n.word(file)
+		if strings.ContainsAny(endpoint+wanted, "|\\\n&") {
+			r.Remedy = "# set containerRuntimeEndpoint to " + quote(wanted) + " in " + n.word(file)
+		}
 	default:
 		r.Remedy = "# set containerRuntimeEndpoint to " + wanted + " for the kubelet, and restart it"
 		return r

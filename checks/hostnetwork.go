@@ -709,7 +709,7 @@ func iptables(ctx context.Context, n *Node) Result {
 		r.Wanted, r.Place = "rules in one of the two", "/proc/net/ip_tables_names"
 		r.Remedy = "# legacy rules still filter; see whose they are (iptables-legacy-save), and boot once nothing makes them any more"
 	case err != nil && !absent(err):
-		r.Note = "legacy tables are not shown to this user"
+		r.Verdict, r.Note = Unknown, "whether legacy tables are in use is not shown to this user"
 	}
 	return r
 }

@@ -100,7 +100,7 @@ func (n *Node) askOnce(ctx context.Context, e endpoint) probe {
 		})
 		return err
 	}
-	proxy := n.daemonProxy()
+	proxy, _ := n.daemonProxy() // checks that rest on it have asked
 	transport := &http.Transport{
 		TLSClientConfig: config, DisableKeepAlives: true, TLSHandshakeTimeout: connectTime, MaxResponseHeaderBytes: 1 << 16,
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
@@ -180,18 +180,21 @@ func (n *Node) tlsConfig(e endpoint) (*tls.Config, error) {
 	return config, nil
 }
 
-// daemonProxy is the proxy that the daemon's environment names for a URL; none where it
-// cannot be seen.
-func (n *Node) daemonProxy() func(*url.URL) (*url.URL, error) {
-	f, _ := remember(n, "proxy", func(context.Context) (func(*url.URL) (*url.URL, error), error) {
+// daemonProxy is the proxy that the daemon's environment names for a URL: none without a
+// daemon. The error is that its environment may not be seen.
+func (n *Node) daemonProxy() (func(*url.URL) (*url.URL, error), error) {
+	return remember(n, "proxy", func(context.Context) (func(*url.URL) (*url.URL, error), error) {
 		none := func(*url.URL) (*url.URL, error) { return nil, nil }
 		p, err := n.Process()
 		if err != nil {
 			return none, nil
 		}
 		b, err := n.Host.Root.ReadFile("/proc/" + strconv.Itoa(p.PID) + "/environ")
-		if err != nil {
+		if absent(err) {
 			return none, nil
+		}
+		if err != nil {
+			return none, fmt.Errorf("see the daemon's proxy: %w", reason(err))
 		}
 		env := map[string]string{}
 		for entry := range strings.SplitSeq(string(b), "\x00") {
@@ -203,7 +206,6 @@ func (n *Node) daemonProxy() func(*url.URL) (*url.URL, error) {
 		c := httpproxy.Config{HTTPProxy: either("HTTP_PROXY"), HTTPSProxy: either("HTTPS_PROXY"), NoProxy: either("NO_PROXY")}
 		return c.ProxyFunc(), nil
 	})
-	return f
 }
 
 // asked is an endpoint and what it answered.
@@ -244,6 +246,10 @@ func (e endpoint) own() bool {
 
 // overNetwork asks the endpoints that are wanted.
 func overNetwork(n *Node, wanted func(endpoint) bool, none string, judge func(asked) []Result, well string) []Result {
+	// Another way out than the daemon's would tell nothing of its pulls.
+	if _, err := n.daemonProxy(); err != nil {
+		return unknown(err)
+	}
 	c, err := n.certs()
 	if err != nil {
 		return unknown(err)

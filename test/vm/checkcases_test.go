@@ -186,7 +186,7 @@ func unitCases() []broken {
 			name: "masked", check: "foreign/masked-unit",
 			breaks: kept("/etc/systemd/system/containerd.service") + "ln -sf /dev/null /etc/systemd/system/containerd.service\nsystemctl daemon-reload",
 			place:  "/etc/systemd/system/containerd.service", observed: "masked",
-			fix: "systemctl unmask containerd.service\n" + putBack("/etc/systemd/system/containerd.service") + "systemctl daemon-reload", why: "the mask took the place of the unit's file",
+			fix: "systemctl unmask containerd.service\n" + putBack("/etc/systemd/system/containerd.service") + "systemctl daemon-reload\nsystemctl enable containerd", why: "the mask took the place of the unit's file",
 		},
 		{
 			name: "the unit file is gone", check: "unit/loaded",

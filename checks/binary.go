@@ -122,7 +122,7 @@ func binaryChecks() []Check {
 			ID: "binary/runc-version", Stage: Audit, Severity: Recommended,
 			Why:    "Old releases of runc let a container out onto its host.",
 			Source: "CVE-2024-21626 (fixed in 1.1.12); CVE-2025-31133, CVE-2025-52565, CVE-2025-52881 (fixed in 1.2.8, 1.3.3, 1.4.0)",
-			Needs:  []string{NeedLive},
+			Needs:  []string{"binary/runc", "binary/arch", "binary/interpreter", "binary/libraries", NeedLive},
 			Remedy: "upgrade runc",
 			Run:    eachRunc(runcRelease),
 		},
@@ -130,7 +130,7 @@ func binaryChecks() []Check {
 			ID: "binary/runc-libseccomp", Stage: Audit, Severity: Recommended,
 			Why:    "runc without libseccomp refuses pods with a seccomp profile; an old one denies new system calls with EPERM in place of ENOSYS.",
 			Source: "runc docs/systemd.md; runc libcontainer/seccomp; libseccomp 2.4 release notes",
-			Needs:  []string{NeedLive},
+			Needs:  []string{"binary/runc", "binary/arch", "binary/interpreter", "binary/libraries", NeedLive},
 			Remedy: "install upstream's runc, which has its own libseccomp",
 			Run:    eachRunc(runcSeccomp),
 		},
@@ -553,8 +553,15 @@ func duplicates(_ context.Context, n *Node) []Result {
 	dirs := append(slices.Clone(service), "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/opt/bin", "/opt/containerd/bin")
 	// foreign/binary-owner has those of the daemon, and what lies beside one goes with it.
 	others, _ := n.otherDaemons()
+	folder := func(p string) string {
+		real, err := n.Host.Root.Resolve(path.Dir(p)) // /bin may be /usr/bin
+		if err != nil {
+			return path.Dir(p)
+		}
+		return real
+	}
 	named := func(p string) bool {
-		return slices.ContainsFunc(others, func(o string) bool { return path.Dir(o) == path.Dir(p) })
+		return slices.ContainsFunc(others, func(o string) bool { return folder(o) == folder(p) })
 	}
 	var out []Result
 	var single []string

@@ -291,7 +291,7 @@ func failedPlugins(ctx context.Context, n *Node) []Result {
 			continue
 		}
 		switch {
-		case p.State == daemon.StateError && (strings.Contains(p.Err, "unable to load CRI ") || strings.Contains(p.Err, "snapshotter") && strings.HasSuffix(p.Err, "not found")):
+		case p.State == daemon.StateError && (strings.Contains(p.Err, "unable to load CRI ") || strings.Contains(p.Err, "snapshotter") && strings.Contains(p.Err, "not found")):
 			// It only follows from what daemon/cri and daemon/snapshotter are about.
 		case p.State == daemon.StateSkip, strings.HasSuffix(p.Err, "devmapper not configured"): // 1.6 calls it an error
 			skipped++

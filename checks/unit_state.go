@@ -163,7 +163,7 @@ func harmless(a systemd.Assignment) bool {
 	return true
 }
 
-func unitDropIns(_ *Node, s *service) []Result {
+func unitDropIns(n *Node, s *service) []Result {
 	if s.unread != nil {
 		return unknown(s.unread)
 	}
@@ -200,15 +200,15 @@ func unitDropIns(_ *Node, s *service) []Result {
 		if len(sets) > 0 {
 			faults = append(faults, Result{
 				Verdict: Warn, Object: f.Path, Observed: "sets " + strings.Join(sets, ", "), Wanted: "what the unit file says",
-				Place: fmt.Sprintf("%s:%d", f.Path, line), Remedy: dropRemedy(f.Path),
+				Place: fmt.Sprintf("%s:%d", f.Path, line), Remedy: n.dropRemedy(f.Path),
 			})
 		}
 	}
 	return orPass(faults, "%d drop-ins, none changes how the unit runs", seen)
 }
 
-func dropRemedy(p string) string {
-	return "# if nobody needs it; its new name keeps systemd from reading it:\nmv " + quote(p) + " " + quote(p+".off") + "\nsystemctl daemon-reload"
+func (n *Node) dropRemedy(p string) string {
+	return "# if nobody needs it; its new name keeps systemd from reading it:\n" + n.putAside(p) + n.reload()
 }
 
 func unitEnabled(n *Node, s *service) []Result {

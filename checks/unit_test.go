@@ -545,3 +545,11 @@ func TestFragmentsInOrder(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 }
+
+// A drop-in of an image is put aside there, and not on the host that looks at it.
+func TestDropInsOfAnImage(t *testing.T) {
+	n := fake(t, stockHost(files{dropInDir + "a.conf": "[Service]\nKillMode=mixed\n"}), func(o *Outside) { o.Live = false })
+	expect(t, n, "unit/drop-ins", want{
+		verdict: Warn, object: dropInDir + "a.conf", observed: "KillMode=mixed over KillMode=process", place: dropInDir + "a.conf:2", remedy: "mv " + n.word(dropInDir+"a.conf"),
+	})
+}

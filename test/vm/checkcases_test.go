@@ -123,7 +123,7 @@ func unitCases() []broken {
 			place:  dropIns + "zz-oom.conf:2", observed: "0", after: noDropIns, warns: []string{"unit/drop-ins"},
 		},
 		{
-			name: "Delegate=no", set: inMain, check: "unit/delegate",
+			name: "Delegate=no", check: "unit/delegate",
 			breaks: dropIn("zz-delegate.conf", "Delegate=no"),
 			place:  dropIns + "zz-delegate.conf:2", observed: "no", after: noDropIns, warns: []string{"unit/drop-ins"},
 		},
@@ -158,7 +158,7 @@ func unitCases() []broken {
 			place:  dropIns + "zz-core.conf:2", observed: "0", after: noDropIns, warns: []string{"unit/drop-ins", "process/limits"},
 		},
 		{
-			name: "ExecStart is a program that is not there", set: inMain, check: "unit/exec-start",
+			name: "ExecStart is a program that is not there", check: "unit/exec-start",
 			breaks: dropIn("zz-exec.conf", "ExecStart=") + "\necho ExecStart=/opt/missing/containerd >>" + dropIns + "zz-exec.conf\nsystemctl daemon-reload",
 			place:  dropIns + "zz-exec.conf:3", observed: "/opt/missing/containerd", warns: []string{"unit/drop-ins"}, after: noDropIns,
 		},
@@ -194,16 +194,16 @@ func unitCases() []broken {
 			place:  "/etc/systemd/system/containerd.service", observed: "no containerd.service", after: "rm -f /root/kept",
 		},
 		{
-			name: "disabled", set: inMain, check: "unit/enabled",
+			name: "disabled", check: "unit/enabled",
 			breaks: "systemctl disable containerd", place: "containerd.service", observed: "disabled",
 		},
 		{
-			name: "stopped", set: inMain, check: "unit/active",
+			name: "stopped", check: "unit/active",
 			breaks: "systemctl stop containerd", place: "containerd.service", observed: "inactive",
 			skips: []string{"no containerd runs here"},
 		},
 		{
-			name: "the daemon protected less than its unit says", set: inMain, check: "process/oom-score-adj",
+			name: "the daemon protected less than its unit says", check: "process/oom-score-adj",
 			breaks: "choom -n -500 -p " + theDaemon, observed: "-500",
 		},
 		{
@@ -226,7 +226,7 @@ func unitCases() []broken {
 		{
 			// The daemon runs a copy, and what it was copied from is put back over that: the
 			// same file as ever, which nobody has to hash anew.
-			name: "the program replaced under the daemon", set: inMain, check: "process/exe",
+			name: "the program replaced under the daemon", check: "process/exe",
 			breaks: copied + "systemctl restart containerd\nmv .kept containerd",
 			place:  "/exe", observed: "/usr/local/bin/containerd was replaced",
 		},
@@ -238,7 +238,7 @@ func unitCases() []broken {
 			fix:      "cd /usr/local/bin\nmv .kept containerd-shim-runc-v2\n" + anotherPod, why: "its pods are the cluster's to start anew",
 		},
 		{
-			name: "the config edited after the start", set: inMain, check: "process/config",
+			name: "the config edited after the start", check: "process/config",
 			breaks: "sleep 1\nsed -i 's/^oom_score = 0/oom_score = 0 /' /etc/containerd/config.toml",
 			place:  "/etc/containerd/config.toml",
 		},
@@ -248,7 +248,7 @@ func unitCases() []broken {
 			place:  "/run/containerd/containerd.sock", observed: "of thief.service", skips: []string{"another process listens there"},
 		},
 		{
-			name: "the daemon hangs", set: inMain, check: "daemon/answers",
+			name: "the daemon hangs", check: "daemon/answers",
 			breaks: "kill -STOP " + theDaemon, place: "/etc/containerd/config.toml:", observed: "/run/containerd/containerd.sock",
 		},
 	}
@@ -270,9 +270,9 @@ func binaryCases() []broken {
 		{name: "containerd deleted", set: inMain, check: "binary/containerd", breaks: "rm " + containerd, observed: containerd, after: "systemctl restart containerd"},
 		{name: "the shim deleted", check: "binary/shim", breaks: "rm " + shim, place: shim, warns: []string{"process/shim-exe"}, after: anotherPod},
 		{name: "runc deleted", check: "binary/runc", breaks: "rm " + runc, place: "/etc/containerd/config.toml:", observed: runc},
-		{name: "runc not executable", set: inMain, check: "binary/runc", breaks: "chmod -x " + runc, place: runc, observed: "executed"},
+		{name: "runc not executable", check: "binary/runc", breaks: "chmod -x " + runc, place: runc, observed: "executed"},
 		{
-			name: "a byte more in runc", set: inMain, check: "binary/integrity",
+			name: "a byte more in runc", check: "binary/integrity",
 			breaks: kept(runc) + replaceBy + "/root/kept " + runc + "\nrm /root/kept\nprintf x >>" + runc, place: runc,
 		},
 		{
@@ -288,7 +288,7 @@ func binaryCases() []broken {
 			breaks: kept(runc) + "rm " + runc + "\nsed s,/lib64/ld-linux-x86-64.so.2,/lib64/ld-linux-x86-64.so.9, /root/kept >" + runc + "\nchmod 755 " + runc + "\nrm /root/kept",
 			place:  runc, observed: "so.9",
 		},
-		{name: "runc for everybody to write", set: inMain, check: "binary/writable", breaks: "chmod o+w " + runc, place: runc, observed: "everybody"},
+		{name: "runc for everybody to write", check: "binary/writable", breaks: "chmod o+w " + runc, place: runc, observed: "everybody"},
 		{
 			name: "another runc in the profile than is there", check: "binary/version",
 			breaks: kept(profile) + "echo 'runc: {version: 1.1.15}' >>" + profile, place: runc, observed: "1.1.5",
@@ -408,7 +408,7 @@ func configCases() []broken {
 			breaks: "chmod 666 " + config, place: config, observed: "0666",
 		},
 		{
-			name: "a kubelet with cgroupfs", set: inMain, check: "config/kubelet-cgroup-driver",
+			name: "a kubelet with cgroupfs", check: "config/kubelet-cgroup-driver",
 			breaks: "sed -i 's/cgroupDriver: systemd/cgroupDriver: cgroupfs/' /var/lib/kubelet/config.yaml",
 			place:  "/var/lib/kubelet/config.yaml:3", observed: "cgroupfs",
 		},
@@ -423,7 +423,7 @@ func configCases() []broken {
 			place:  hosts, observed: "resolv", after: putBack(hosts),
 		},
 		{
-			name: "a CA that expired", set: inMain, check: "registry/ca",
+			name: "a CA that expired", check: "registry/ca",
 			breaks: "cp -a " + pems + " /root/kept\ncp /root/expired.pem " + pems, place: "/etc/containerd/certs.d/docker.io/", observed: "expired",
 			fix: putBack(pems), why: "a new certificate is its authority's to make",
 		},
@@ -440,11 +440,11 @@ func configCases() []broken {
 			breaks: "chmod 644 " + keys, place: "/etc/containerd/certs.d/_default/",
 		},
 		{
-			name: "a way past the mirror", set: inMain, check: "registry/deny",
+			name: "a way past the mirror", check: "registry/deny",
 			breaks: "sed -i \"s,^server.*,server = 'https://localhost:5000',\" " + fallback, place: fallback + ":2", observed: "https://localhost:5000",
 		},
 		{
-			name: "a mirror that is down", set: inMain, check: "registry/mirror-reachable",
+			name: "a mirror that is down", check: "registry/mirror-reachable",
 			breaks: "systemctl stop mirror", place: "/etc/containerd/certs.d/", observed: "refused",
 			fix: mirrorServes + "until curl -sk https://127.0.0.1:5000/v2/; do sleep 0.1; done", why: "it is another machine's",
 		},
@@ -488,7 +488,7 @@ systemctl enable --now kubelet
 func hostCases() []broken {
 	return []broken{
 		{
-			name: "br_netfilter not loaded", set: inMain, check: "kernel/modules",
+			name: "br_netfilter not loaded", check: "kernel/modules",
 			breaks: "modprobe -r br_netfilter", place: "/etc/modules-load.d/nodeprep.conf:", observed: "br_netfilter: not loaded",
 			after: "sysctl -q --system",
 		},
@@ -520,11 +520,11 @@ func hostCases() []broken {
 			after: "rm -f /etc/sysctl.d/*user*",
 		},
 		{
-			name: "forwarding switched off", set: inMain, check: "kernel/sysctl",
+			name: "forwarding switched off", check: "kernel/sysctl",
 			breaks: "sysctl -q -w net.ipv4.ip_forward=0", place: "/proc/sys/net/ipv4/ip_forward", observed: "net.ipv4.ip_forward: 0",
 		},
 		{
-			name: "forwarding switched off at the next boot", set: inMain, check: "kernel/sysctl-persisted",
+			name: "forwarding switched off at the next boot", check: "kernel/sysctl-persisted",
 			breaks: "printf '# theirs\\nnet.ipv4.ip_forward = 0\\n' >/etc/sysctl.d/99-other.conf", place: "/etc/sysctl.d/99-other.conf:2", observed: "0",
 			after: "ls /etc/sysctl.d; rm -f /etc/sysctl.d/99-other.conf /etc/sysctl.d/zz*",
 		},
@@ -535,7 +535,7 @@ func hostCases() []broken {
 			fix: "umount /sys/fs/cgroup/cgroup.controllers", why: "the kernel has it only from its next boot on",
 		},
 		{
-			name: "the disk is full", set: inMain, check: "host/space",
+			name: "the disk is full", check: "host/space",
 			breaks: "fallocate -l $(($(stat -f -c %a*%S /) - 20000000)) /fill", place: "/ (", observed: "/var/lib/containerd",
 			fix: "rm /fill", why: "nobody else knows what may go",
 		},
@@ -565,7 +565,7 @@ i=0; while touch file$i 2>/dev/null; do i=$((i+1)); done`,
 			place:  "/var/lib/containerd", observed: "overlay", warns: []string{"unit/ordering", "board/storage"}, after: "rm -rf /root/upper /root/work",
 		},
 		{
-			name: "noexec where plugins are", set: inMain, check: "host/mount-options",
+			name: "noexec where plugins are", check: "host/mount-options",
 			breaks: "mount --bind /opt /opt\nmount -o remount,bind,noexec /opt", place: "/opt", observed: "noexec",
 			after: "umount /opt",
 		},
@@ -575,12 +575,12 @@ i=0; while touch file$i 2>/dev/null; do i=$((i+1)); done`,
 			after: "umount -l /usr/local",
 		},
 		{
-			name: "swap under a kubelet", set: inMain, check: "host/kubelet-swap",
+			name: "swap under a kubelet", check: "host/kubelet-swap",
 			breaks: "fallocate -l 64M /swap\nchmod 600 /swap\nmkswap -q /swap\nswapon /swap", place: "/swap", observed: "failSwapOn",
 			warns: []string{"host/swap"}, after: "rm -f /swap",
 		},
 		{
-			name: "a clock that nobody set", set: inMain, check: "host/clock",
+			name: "a clock that nobody set", check: "host/clock",
 			breaks: "date +%s >/root/now\ndate -s @86400", place: "clock", observed: "1970",
 			after: "date -s @$(($(cat /root/now) + 30))",
 		},

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/nodeprep/nodeprep/internal/daemon"
+	"github.com/nodeprep/nodeprep/internal/releases"
 	"github.com/nodeprep/nodeprep/systemd"
 )
 
@@ -524,9 +525,17 @@ func configInForce(_ context.Context, n *Node, p *Process, s *service) []Result 
 	}
 	// The daemon's environment, such as its proxies, is read at its start, too.
 	files = append(files, s.EnvironmentFile...)
+	drifted, err := n.drifted()
+	if err != nil {
+		return unknown(err)
+	}
 	const layout = "2006-01-02 15:04:05"
 	var faults []Result
 	for _, f := range files {
+		// apply restarts the daemon when what its config says changes, and not for a comment.
+		if _, edited := drifted[f]; !edited && f == defaultConfig && n.Receipt != nil && n.Receipt.Versions[releases.Containerd] != "" {
+			continue
+		}
 		fi, err := n.Host.Root.Stat(f)
 		if absent(err) {
 			continue // an EnvironmentFile may be missing; of a config file config/parses tells

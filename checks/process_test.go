@@ -255,3 +255,26 @@ func TestConfigInForce(t *testing.T) {
 		})
 	}
 }
+
+// What nodeprep wrote since the start says the same as before, or it would have restarted
+// the daemon; what somebody else wrote may say anything.
+func TestConfigThatNodeprepWroteIsInForce(t *testing.T) {
+	start := time.Date(2026, 8, 1, 12, 0, 0, 0, time.UTC)
+	for _, tt := range []struct {
+		drift []Drift
+		want  want
+	}{
+		{nil, want{verdict: Pass}},
+		{[]Drift{{defaultConfig, "has other content than was written"}}, want{verdict: Fail, object: defaultConfig, remedy: "systemctl restart containerd.service"}},
+	} {
+		n := fake(t, runningHost(files{defaultConfig: "version = 3\n"}), inForce(), printsVersion("v2.1.9"), func(o *Outside) {
+			o.Host.Now = func() time.Time { return start.Add(2 * time.Hour) }
+			o.Receipt = &Receipt{Versions: map[string]string{"containerd": "2.1.9"}, Drift: func(context.Context) ([]Drift, error) { return tt.drift, nil }}
+		})
+		at := start.Add(time.Hour)
+		if err := os.Chtimes(filepath.Join(n.Host.Root.Dir(), defaultConfig), at, at); err != nil {
+			t.Fatal(err)
+		}
+		expect(t, n, "process/config", tt.want)
+	}
+}

@@ -103,7 +103,7 @@ const (
 func unitCases() []broken {
 	return []broken{
 		{
-			name: "KillMode=control-group in a drop-in", set: inMain, check: "unit/kill-mode",
+			name: "KillMode=control-group in a drop-in", main: true, check: "unit/kill-mode",
 			breaks: dropIn("10-kill.conf", "KillMode=control-group"),
 			place:  dropIns + "10-kill.conf:2", observed: "control-group", after: noDropIns, warns: []string{"unit/drop-ins"},
 		},
@@ -113,7 +113,7 @@ func unitCases() []broken {
 			place:  dropIns + "zz-kill.conf:2", observed: "mixed", after: noDropIns, warns: []string{"unit/drop-ins"},
 		},
 		{
-			name: "OOMScoreAdjust=0 in a drop-in of higher order", set: inMain, check: "unit/oom-score-adjust",
+			name: "OOMScoreAdjust=0 in a drop-in of higher order", main: true, check: "unit/oom-score-adjust",
 			breaks: dropIn("10-oom.conf", "OOMScoreAdjust=-999") + "\n" + dropIn("zz-oom.conf", "OOMScoreAdjust=0"),
 			place:  dropIns + "zz-oom.conf:2", observed: "0", after: noDropIns, warns: []string{"unit/drop-ins"},
 		},
@@ -173,7 +173,7 @@ func unitCases() []broken {
 			place:  dropIns + "zz-mounts.conf:2", observed: "PrivateMounts", after: noDropIns, warns: []string{"unit/drop-ins"},
 		},
 		{
-			name: "edited without a daemon-reload", set: inMain, check: "unit/daemon-reload",
+			name: "edited without a daemon-reload", main: true, check: "unit/daemon-reload",
 			breaks: "sleep 1\ntouch /etc/systemd/system/containerd.service",
 			place:  "/etc/systemd/system/containerd.service",
 		},
@@ -220,7 +220,7 @@ func unitCases() []broken {
 			breaks: "choom -n 500 -p " + theShim, observed: "500",
 		},
 		{
-			name: "a pod that is never killed", set: inMain, check: "process/pod-oom-score",
+			name: "a pod that is never killed", main: true, check: "process/pod-oom-score",
 			breaks: "choom -n -999 -p " + thePod, observed: "-999",
 		},
 		{
@@ -267,7 +267,7 @@ func binaryCases() []broken {
 		pin        = "ctr -n k8s.io images label registry.k8s.io/pause:3.10 io.cri-containerd.pinned=pinned"
 	)
 	return []broken{
-		{name: "containerd deleted", set: inMain, check: "binary/containerd", breaks: "rm " + containerd, observed: containerd, after: "systemctl restart containerd"},
+		{name: "containerd deleted", main: true, check: "binary/containerd", breaks: "rm " + containerd, observed: containerd, after: "systemctl restart containerd"},
 		{name: "the shim deleted", check: "binary/shim", breaks: "rm " + shim, place: shim, warns: []string{"process/shim-exe"}, after: anotherPod},
 		{name: "runc deleted", check: "binary/runc", breaks: "rm " + runc, place: "/etc/containerd/config.toml:", observed: runc},
 		{name: "runc not executable", check: "binary/runc", breaks: "chmod -x " + runc, place: runc, observed: "executed"},
@@ -294,10 +294,10 @@ func binaryCases() []broken {
 			breaks: kept(profile) + "echo 'runc: {version: 1.1.15}' >>" + profile, place: runc, observed: "1.1.5",
 			fix: putBack(profile), why: "that release does not run here",
 		},
-		{name: "no loopback plugin", set: inMain, check: "binary/cni-plugins", breaks: "rm " + loopback, place: "/opt/cni/bin", observed: "loopback"},
+		{name: "no loopback plugin", main: true, check: "binary/cni-plugins", breaks: "rm " + loopback, place: "/opt/cni/bin", observed: "loopback"},
 		{name: "another containerd on PATH", check: "foreign/binary-owner", breaks: "cp " + containerd + " /usr/bin/containerd", place: "/usr/bin/containerd", warns: []string{"host/foreign-runtime"}},
 		{
-			name: "the sandbox image only in default", set: inMain, check: "images/sandbox",
+			name: "the sandbox image only in default", main: true, check: "images/sandbox",
 			breaks: rmPause + "\nctr images import " + pause, place: "/etc/containerd/config.toml:", observed: "only in namespace default",
 			warns: []string{"images/default-namespace"}, after: pin + "\nctr images rm --sync $(ctr images ls -q)",
 		},
@@ -362,7 +362,7 @@ func configCases() []broken {
 	}
 	return []broken{
 		{
-			name: "no TOML", set: inMain, check: "config/parses",
+			name: "no TOML", main: true, check: "config/parses",
 			breaks: "mkdir -p /etc/containerd/conf.d\nprintf 'version = 3\\n[plugins\\n' >" + confd, place: confd + ":2",
 			fix: "rm -r /etc/containerd/conf.d", why: "nobody knows what was meant",
 		},
@@ -400,7 +400,7 @@ func configCases() []broken {
 			"[plugins.'io.containerd.cri.v1.images']\nimage_pull_progress_timeout = 'soon'", "soon"),
 			unconfigured+"\nsystemctl restart containerd", "the daemon's message does not say in which file"),
 		{
-			name: "oom_score in the config", set: inMain, check: "config/oom-score",
+			name: "oom_score in the config", main: true, check: "config/oom-score",
 			breaks: edited("s/^oom_score = 0/oom_score = -500/"), place: config + ":4", observed: "-500", after: "rm -f /root/config.toml",
 		},
 		{
@@ -418,7 +418,7 @@ func configCases() []broken {
 			place:  "/var/lib/kubelet/config.yaml:4", observed: "/run/crio/crio.sock",
 		},
 		{
-			name: "one bad capability", set: inMain, check: "registry/hosts-toml",
+			name: "one bad capability", main: true, check: "registry/hosts-toml",
 			breaks: kept(hosts) + "sed -i \"s/^\\(\\[host.*\\)/\\1\\ncapabilities = ['pull', 'resolv']/\" " + hosts,
 			place:  hosts, observed: "resolv", after: putBack(hosts),
 		},
@@ -449,7 +449,7 @@ func configCases() []broken {
 			fix: mirrorServes + "until curl -sk https://127.0.0.1:5000/v2/; do sleep 0.1; done", why: "it is another machine's",
 		},
 		{
-			name: "a CNI config that comes first", set: inMain, check: "foreign/cni-conf",
+			name: "a CNI config that comes first", main: true, check: "foreign/cni-conf",
 			breaks: "printf '{\"cniVersion\":\"1.0.0\",\"name\":\"old\",\"plugins\":[{\"type\":\"loopback\"}]}' >/etc/cni/net.d/00-old.conflist",
 			place:  "/etc/cni/net.d/00-old.conflist", after: "rm -f /etc/cni/net.d/00-old.*",
 		},

@@ -344,8 +344,8 @@ func configCases() []broken {
 	drop := func(name, check string, line, text, observed string) broken {
 		return broken{name: name, check: check, breaks: configured(text), place: confd + ":" + line, observed: observed, after: unconfigured}
 	}
-	in := func(s set, c broken) broken {
-		c.set = s
+	chosen := func(c broken) broken {
+		c.main = true
 		return c
 	}
 	also := func(c broken, warns ...string) broken {
@@ -379,7 +379,7 @@ func configCases() []broken {
 		also(drop("mirrors beside a config_path", "config/mirrors", "2",
 			"[plugins.'io.containerd.cri.v1.images'.registry.mirrors.'docker.io']\nendpoint = ['https://mirror.example.com']", "docker.io"),
 			"config/deprecated", "config/transfer"),
-		in(inMain, drop("two folders as config_path", "config/registry-path", "3",
+		chosen(drop("two folders as config_path", "config/registry-path", "3",
 			"[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '/etc/containerd/certs.d:/etc/docker/certs.d'", "/etc/docker/certs.d")),
 		also(drop("bin_dir beside bin_dirs", "config/cni-bin-dirs", "3",
 			"[plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dir = '/opt/cni/bin'", "bin_dir"), "config/deprecated"),
@@ -389,7 +389,7 @@ func configCases() []broken {
 		mended(drop("a runtime whose program is not there", "config/runtimes", "5",
 			"[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.crun]\nruntime_type = 'io.containerd.runc.v2'\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.crun.options]\nBinaryName = '/usr/bin/crun'\nSystemdCgroup = true", "/usr/bin/crun"),
 			unconfigured+"\nsystemctl restart containerd", "whether to install it or not is somebody's choice"),
-		in(inMain, absentThen(drop("cgroupfs in a drop-in", "config/systemd-cgroup", "3",
+		chosen(absentThen(drop("cgroupfs in a drop-in", "config/systemd-cgroup", "3",
 			"[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]\nSystemdCgroup = false", "false"), "no runtime uses the systemd cgroup driver")),
 		absentThen(drop("another sandbox image", "config/profile", "3",
 			"[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = 'registry.k8s.io/pause:3.9'", "pause:3.9"), "nothing says for which Kubernetes"),

@@ -37,7 +37,7 @@ func always(line string) func(added, removed []string) string {
 // bootLoader looks for the files of the boot loaders of boards and machines; nil where
 // none of them is here.
 func (n *Node) bootLoader() *bootLoader {
-	on := func(p string) string { return quote(n.onDisk(p)) }
+	on := func(p string) string { return quote(n.onHost(p)) }
 	// The Raspberry Pi's firmware reads one line; /boot/cmdline.txt may be a text that
 	// says where the file has gone.
 	for _, p := range []string{"/boot/firmware/current/cmdline.txt", "/boot/firmware/cmdline.txt", "/boot/cmdline.txt"} {
@@ -175,7 +175,7 @@ func (n *Node) editCmdline(rewrite func(word string) string, add ...string) cmdl
 				lines = append(lines, "# take "+w+" out of "+l.place())
 				continue
 			}
-			lines = append(lines, "sed -i '"+strconv.Itoa(l.line)+"s/"+strings.ReplaceAll(w, ".", `\.`)+"/"+to+"/' "+quote(n.onDisk(l.file)))
+			lines = append(lines, "sed -i '"+strconv.Itoa(l.line)+"s/"+strings.ReplaceAll(w, ".", `\.`)+"/"+to+"/' "+quote(n.onHost(l.file)))
 		}
 	}
 	add = slices.DeleteFunc(slices.Clone(add), func(w string) bool { return has[w] })

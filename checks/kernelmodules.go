@@ -148,7 +148,7 @@ func (n *Node) loadLine(module string) string {
 	if _, err := n.Host.Root.Readlink(file); err == nil {
 		file = "/etc/modules-load.d/node-" + module + ".conf"
 	}
-	return "echo " + quote(module) + " > " + quote(n.onDisk(file))
+	return "echo " + quote(module) + " > " + quote(n.onHost(file))
 }
 
 // unitLoads is the line of containerd.service that loads a module before the daemon is
@@ -191,7 +191,7 @@ func (n *Node) blockedModule(name string) (blocked, error) {
 			continue
 		}
 		file, line := cutPlace(l.place)
-		remedy := "sed -i " + quote(line+"s/^/#/") + " " + quote(n.onDisk(file))
+		remedy := "sed -i " + quote(line+"s/^/#/") + " " + quote(n.onHost(file))
 		switch {
 		case f[0] == "blacklist":
 			return blocked{"\"" + l.text + "\": it is not loaded at boot", l.place, remedy, ""}, nil

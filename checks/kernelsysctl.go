@@ -167,15 +167,7 @@ func (n *Node) persistLine(key, value string) string {
 			file = "/etc/sysctl.d/99-node.conf"
 		}
 	}
-	return "echo " + quote(key+" = "+value) + " >> " + quote(n.onDisk(file))
-}
-
-// onDisk is a path for the shell of who runs nodeprep: an image's is below its root.
-func (n *Node) onDisk(p string) string {
-	if n.Live {
-		return p
-	}
-	return path.Join(n.Host.Root.Dir(), p)
+	return "echo " + quote(key+" = "+value) + " >> " + quote(n.onHost(file))
 }
 
 // setLines make a key have a value now and at the next boot.

@@ -10,7 +10,7 @@ const masked = "(masked)"
 // masker takes secrets out of what checks say. What they quote comes from files of others:
 // a password in a URL, a token on a command line or in a drop-in is not theirs to show.
 type masker struct {
-	url, bare, option, credential *regexp.Regexp
+	url, bare, option, flag, credential *regexp.Regexp
 }
 
 func newMasker() masker {
@@ -19,15 +19,17 @@ func newMasker() masker {
 		url: regexp.MustCompile("://[^\\s\"'`<>]*@"),
 		// The same without a scheme: user:password@host.
 		bare: regexp.MustCompile("(^|[\\s\"'`=,(\\[])([^\\s\"'`@:/=,(\\[]+:[^\\s\"'`@]+)@([^\\s\"'`@]+)"),
-		// --token=x, --registry-password x, API_TOKEN=x.
+		// --token=x, API_TOKEN=x, password = x.
 		option: regexp.MustCompile(`(?i)((?:^|[\s"'=])-{0,2}[a-z0-9_.-]*(?:password|passwd|passphrase|token|secret|apikey|api-key|api_key)[a-z0-9_-]*(?:=|\s+=\s*))("[^"]*"|'[^']*'|[^\s"']+)`),
+		// --registry-password x.
+		flag: regexp.MustCompile(`(?i)((?:^|[\s"'=])--?[a-z0-9_.-]*(?:password|passwd|passphrase|token|secret|apikey|api-key|api_key)\s+)([^\s"'-][^\s"']*|"[^"]*"|'[^']*')`),
 		// systemd.exec(5), SetCredential=ID:VALUE
 		credential: regexp.MustCompile(`(SetCredential(?:Encrypted)?\s*=\s*[^:\s]*:)\S.*`),
 	}
 }
 
 func (m masker) text(s string) string {
-	if !strings.ContainsAny(s, "@=") {
+	if !strings.ContainsAny(s, "@=") && !strings.Contains(s, "-") {
 		return s // nothing of it can be in there
 	}
 	s = m.url.ReplaceAllString(s, "://"+masked+"@")
@@ -40,6 +42,7 @@ func (m masker) text(s string) string {
 		return part[1] + masked + "@" + part[3]
 	})
 	s = m.option.ReplaceAllString(s, "${1}"+masked)
+	s = m.flag.ReplaceAllString(s, "${1}"+masked)
 	return m.credential.ReplaceAllString(s, "${1}"+masked)
 }
 

@@ -22,6 +22,7 @@ func TestSecretsAreMasked(t *testing.T) {
 		"ExecStart=/usr/bin/x --token=S3CR3T --other",
 		"ExecStart=/usr/bin/x --registry-password='S3CR3T and more'",
 		"Environment=API_TOKEN=S3CR3T",
+		"containerd --registry-password S3CR3T --config /etc/x",
 		"SetCredential=a:S3CR3T and more",
 		"password = S3CR3T",
 	} {
@@ -47,6 +48,8 @@ func TestPlainTextIsNotMasked(t *testing.T) {
 		"/etc/systemd/system/containerd.service.d/50-x.conf:2",
 		"unit containerd@1.service",
 		"identitytoken is set",
+		"/usr/bin/x --token-file /run/token --config /etc/x",
+		"bootstrap-token is not set",
 		"sed -i '/^[[:space:]]*config_path[[:space:]]*=/d' /etc/containerd/config.toml",
 		"mount -o remount,exec /opt",
 		"HTTPS_PROXY=http://proxy:3128",

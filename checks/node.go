@@ -44,7 +44,7 @@ type Drift struct{ Path, What string }
 type Receipt struct {
 	// Versions are those of the components that were installed, without a leading v.
 	Versions map[string]string
-	// Files are the programs that were installed, by their paths.
+	// Programs are the paths of the programs that were installed.
 	Programs []string
 	// Time is when that was.
 	Time time.Time
@@ -322,7 +322,7 @@ func (n *Node) Client() (Containerd, error) {
 }
 
 // Release is the version of the containerd that reads the config, and who says so: the
-// running daemon, the receipt, the profile or the program itself. It is the zero Version,
+// program itself, else the receipt, else the profile. It is the zero Version,
 // without an error, where there is no containerd.
 func (n *Node) Release() (v releases.Version, from string, err error) {
 	type release struct {

@@ -96,7 +96,7 @@ func run(ctx context.Context, n *Node, s Selection, catalogue []Check) Report {
 		}
 		go func() {
 			defer close(r.done)
-			r.results = r.look(ctx, n, all)
+			r.results = slices.Clone(r.look(ctx, n, all)) // what checks share stays as it is
 			for i, x := range r.results {
 				if x = secrets.result(x); x.Verdict == Fail && r.check.Severity == Recommended {
 					x.Verdict = Warn

@@ -85,12 +85,6 @@ func (m *Machine) WriteFile(ctx context.Context, path, text string) error {
 	return m.qemu.WriteFile(ctx, path, []byte(text))
 }
 
-// ReadFile reads a file in the machine.
-func (m *Machine) ReadFile(ctx context.Context, path string) (string, error) {
-	data, err := m.qemu.ReadFile(ctx, path)
-	return string(data), err
-}
-
 // endMark is what no program prints: the end of what a terminal shows.
 const endMark = "\x1e"
 

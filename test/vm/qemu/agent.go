@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -244,31 +243,6 @@ func (m *Machine) WriteFile(ctx context.Context, path string, data []byte) error
 		return fmt.Errorf("write %s in the machine: %w", path, err)
 	}
 	return nil
-}
-
-// ReadFile reads a file in the machine.
-func (m *Machine) ReadFile(ctx context.Context, path string) ([]byte, error) {
-	handle, err := m.open(ctx, path, "r")
-	if err != nil {
-		return nil, err
-	}
-	var all bytes.Buffer
-	for {
-		var got struct {
-			Count int    `json:"count"`
-			Data  []byte `json:"buf-b64"`
-			EOF   bool   `json:"eof"`
-		}
-		err = m.agent.do(ctx, "guest-file-read", map[string]any{"handle": handle, "count": chunk}, &got)
-		all.Write(got.Data)
-		if err != nil || got.EOF || got.Count == 0 {
-			break
-		}
-	}
-	if err = errors.Join(err, m.close(ctx, handle)); err != nil {
-		return nil, fmt.Errorf("read %s in the machine: %w", path, err)
-	}
-	return all.Bytes(), nil
 }
 
 func (m *Machine) open(ctx context.Context, path, mode string) (handle int, err error) {

@@ -151,6 +151,10 @@ func (a *app) apply(ctx context.Context, o planFlags, skip []string) error {
 // audit looks at the host that was changed, by what is there now. The change stands,
 // whatever it finds.
 func (a *app) audit(ctx context.Context, p *prepared, result *applyResult, skip []string) error {
+	// It may wait for mirrors: a sign of life, as of every phase that can take long.
+	if !a.structured {
+		fmt.Fprintln(a.stdio.err, "audit...")
+	}
 	_, facts := a.facts(p.root)
 	b := basis{facts: facts, spec: p.spec}
 	var err error

@@ -29,7 +29,7 @@ func imageChecks() []Check {
 			Why:    "Every pod starts with the sandbox image; on a node without network that has it only for ctr's own namespace, none ever does.",
 			Source: "containerd docs/cri/config.md, sandbox image; kubeadm issue 2801; containerd issue 4887",
 			Needs:  []string{daemonAnswers},
-			Remedy: "ctr -n default images export - IMAGE | ctr -n k8s.io images import -",
+			Remedy: "ctr -n default images export --local - IMAGE | ctr -n k8s.io images import -",
 			Run:    single(sandboxImage),
 		},
 		{
@@ -61,7 +61,7 @@ func imageChecks() []Check {
 			Why:    "Images that were imported without -n k8s.io are there for ctr alone, and the kubelet pulls them all the same.",
 			Source: "containerd docs/namespaces.md; containerd issue 4887",
 			Needs:  []string{daemonAnswers},
-			Remedy: "ctr -n default images export - IMAGE | ctr -n k8s.io images import -",
+			Remedy: "ctr -n default images export --local - IMAGE | ctr -n k8s.io images import -",
 			Run:    defaultNamespace,
 		},
 		{
@@ -156,6 +156,16 @@ func (n *Node) importFlags() string {
 	return flags
 }
 
+// exportFlags make ctr write an image itself, where it knows the flag (since 1.7): the
+// daemon's transfer service, which it asks otherwise, may have its last bytes under way when
+// ctr ends, and then the archive is cut short (seen with 2.1.9).
+func (n *Node) exportFlags() string {
+	if c, err := n.Config(); err == nil && c.Release != (releases.Version{}) && !c.Release.AtLeast(1, 7, 0) {
+		return ""
+	}
+	return "--local "
+}
+
 // move brings images from ctr's namespace to the kubelet's. Without --platform, ctr of
 // all releases hands on what is there.
 func (n *Node) move(names []string) string {
@@ -163,7 +173,7 @@ func (n *Node) move(names []string) string {
 	for _, name := range names {
 		list = append(list, quote(name))
 	}
-	return fmt.Sprintf("%s images export - %s | %s images import %s-", n.ctr(ctrNamespace), strings.Join(list, " "), n.ctr(kubeletNamespace), n.importFlags())
+	return fmt.Sprintf("%s images export %s- %s | %s images import %s-", n.ctr(ctrNamespace), n.exportFlags(), strings.Join(list, " "), n.ctr(kubeletNamespace), n.importFlags())
 }
 
 func sandboxImage(_ context.Context, n *Node) Result {

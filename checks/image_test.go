@@ -53,7 +53,7 @@ func TestSandboxImage(t *testing.T) {
 	// The classic mistake.
 	expect(t, fake(t, daemonFiles(nil), runs(in(nil, storedImages(pauseImage)), "2.4.2")), id, want{
 		verdict: Fail, object: pauseImage, observed: "only in namespace default", place: "containerd's default",
-		remedy: "ctr -n default images export - registry.k8s.io/pause:3.10.2 | ctr -n k8s.io images import -",
+		remedy: "ctr -n default images export --local - registry.k8s.io/pause:3.10.2 | ctr -n k8s.io images import -",
 	})
 	native := daemonFiles(files{"/etc/containerd/config.toml": `version = 3
 [grpc]
@@ -65,10 +65,10 @@ sandbox = "mirror.example.com/pause:3.9"
 `})
 	expect(t, fake(t, native, runs(in(nil, storedImages("mirror.example.com/pause:3.9")), "2.1.9")), id, want{
 		verdict: Fail, observed: "only in namespace default", place: "/etc/containerd/config.toml:7",
-		remedy: "ctr -a /run/x.sock -n default images export - mirror.example.com/pause:3.9 | ctr -a /run/x.sock -n k8s.io images import --local --snapshotter native -",
+		remedy: "ctr -a /run/x.sock -n default images export --local - mirror.example.com/pause:3.9 | ctr -a /run/x.sock -n k8s.io images import --local --snapshotter native -",
 	})
 	old := daemonFiles(files{tomlPath: "version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\nsnapshotter = \"native\"\n"})
-	expect(t, fake(t, old, runs(in(nil, storedImages("registry.k8s.io/pause:3.6")), "1.6.39")), id, want{verdict: Fail, remedy: "images import --snapshotter native -"})
+	expect(t, fake(t, old, runs(in(nil, storedImages("registry.k8s.io/pause:3.6")), "1.6.39")), id, want{verdict: Fail, remedy: "images export - registry.k8s.io/pause:3.6 | ctr -n k8s.io images import --snapshotter native -"})
 
 	// Nowhere: pulled at the first pod.
 	expect(t, fake(t, daemonFiles(nil), runs(in(nil, nil), "2.4.2")), id, want{verdict: Warn, observed: "the first pod pulls it from registry.k8s.io"})
@@ -176,7 +176,7 @@ func TestDefaultNamespace(t *testing.T) {
 	expect(t, fake(t, daemonFiles(nil), in(storedImages("a:1"), storedImages("a:1"))), id, want{verdict: Pass, observed: "none that the kubelet misses"})
 	expect(t, fake(t, daemonFiles(nil), in(nil, storedImages("a:1"))), id, want{verdict: Skip, observed: "no kubelet"})
 	expect(t, fake(t, daemonFiles(nil), in(nil, storedImages("a:1", "b:1")), profile), id, want{verdict: Warn, observed: "a:1, b:1", place: "namespace default",
-		remedy: "ctr -n default images export - a:1 b:1 | ctr -n k8s.io images import -"})
+		remedy: "ctr -n default images export --local - a:1 b:1 | ctr -n k8s.io images import -"})
 	expect(t, fake(t, daemonFiles(nil), in(storedImages("x:1"), storedImages("a:1", "b:1", "c:1", "d:1", "e:1", "f:1"))), id, want{verdict: Warn, observed: "e:1 and 1 more"})
 	// The sandbox image has a check of its own.
 	expect(t, fake(t, daemonFiles(nil), in(nil, storedImages(pauseImage)), profile), id, want{verdict: Pass})

@@ -586,8 +586,12 @@ func (f *LocalFile) decode(d *decoder, n *node, at string, _ field) {
 
 // resolve makes a path of a profile relative to that profile.
 func (l *layer) resolve(s string) string {
-	if path.IsAbs(s) {
+	switch {
+	case path.IsAbs(s):
 		return path.Clean(s)
+	case l.dir == bundleDir:
+		// Nothing is above a bundle's root.
+		return bundleDir + path.Join("/", s)
 	}
 	return path.Join(l.dir, s)
 }
@@ -666,7 +670,7 @@ func (s *Secret) decode(d *decoder, n *node, at string, f field) {
 	default:
 		*s = Secret{Env: from.Env, Credential: from.Credential, Origin: n.at(at)}
 		if from.File != "" {
-			s.File = n.layer.resolve(from.File)
+			s.File, s.FileGiven = n.layer.resolve(from.File), from.File
 		}
 	}
 }

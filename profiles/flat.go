@@ -27,7 +27,11 @@ func (p *Profile) Flat() map[string]any {
 	return m
 }
 
-type flattener struct{ known shapes }
+type flattener struct {
+	known shapes
+	// carry, where it is set, takes secrets and files along instead of masking them.
+	carry *carrier
+}
 
 // value is nil for what the profile does not give. free is the path, from its first dot
 // on, below a map whose keys other programs define; "" outside of these, where the
@@ -35,8 +39,14 @@ type flattener struct{ known shapes }
 func (f flattener) value(v reflect.Value, at, free string) any {
 	switch x := v.Interface().(type) {
 	case Secret:
+		if f.carry != nil {
+			return f.carry.secret(x, at)
+		}
 		return flatSecret(x, at)
 	case LocalFile:
+		if f.carry != nil {
+			return orNil(f.carry.file(x, at))
+		}
 		return orNil(x.Path)
 	case NetworkSection:
 		if x.None {
@@ -65,8 +75,9 @@ func (f flattener) value(v reflect.Value, at, free string) any {
 			return nil
 		}
 		out := map[string]any{}
-		for key, e := range v.Seq2() {
-			below := ""
+		// In order, for what is counted on the way.
+		for _, key := range slices.SortedFunc(v.Seq(), func(a, b reflect.Value) int { return strings.Compare(a.String(), b.String()) }) {
+			e, below := v.MapIndex(key), ""
 			switch v.Type().Elem().Kind() {
 			case reflect.String, reflect.Interface:
 				below = free + "." + key.String()
@@ -88,7 +99,11 @@ func (f flattener) value(v reflect.Value, at, free string) any {
 			out = append(out, orEmpty(f.value(v.Index(i), index(at, i), below), v.Index(i)))
 		}
 		if strings.HasSuffix(at, ".args") {
-			maskArguments(out)
+			masked := slices.Clone(out)
+			maskArguments(masked)
+			for i := range out {
+				out[i] = f.plain(index(at, i), out[i], masked[i])
+			}
 		}
 		return out
 	case reflect.Bool:
@@ -98,17 +113,29 @@ func (f flattener) value(v reflect.Value, at, free string) any {
 			return nil
 		}
 		if mayBeSecret(at, free) {
-			return Masked
+			return f.plain(at, v.String(), Masked)
 		}
-		return plainText(v.String())
+		return f.plain(at, v.String(), plainText(v.String()))
+	}
+	number := v.Interface()
+	if v.Kind() == reflect.Float64 {
+		number = fraction(v.Float())
 	}
 	if mayBeSecret(at, free) {
-		return Masked // a password of digits
+		return f.plain(at, number, Masked) // a password of digits
 	}
-	if v.Kind() == reflect.Float64 {
-		return fraction(v.Float())
+	return number
+}
+
+// plain is a value as it may be seen, unless it is taken along as it is.
+func (f flattener) plain(at string, v, masked any) any {
+	if f.carry == nil {
+		return masked
 	}
-	return v.Interface()
+	if v != masked {
+		f.carry.spoken(at)
+	}
+	return v
 }
 
 // fraction is a number that stays one with a point: 5.0 is not 5 to containerd.

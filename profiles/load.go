@@ -19,7 +19,21 @@ type Loader struct {
 	// Read returns the bytes of a profile file, by its absolute path where Dir is
 	// given, or of "-". It is not called for built-ins; nil means that there are no files.
 	Read func(name string) ([]byte, error)
+	// Bundle is the bundle whose profile is named "bundle", as messages call it; "" where
+	// none is given. Read gets BundleProfile for it.
+	Bundle string
 }
+
+// BundleProfile is the place of a bundle's own profile. Its relative files are below
+// BundleRoot.
+const (
+	bundleDir     = "bundle:"
+	BundleRoot    = bundleDir + "/"
+	BundleProfile = BundleRoot + "profile.yaml"
+)
+
+// BundleName is what a profile or command line calls the bundle's profile.
+const BundleName = "bundle"
 
 // Load is Loader.Load without a folder: read gets names as they are written,
 // relative ones joined to the folder of the profile that extends them.
@@ -77,7 +91,10 @@ func (l Loader) chain(name string, list *diag.List) []*layer {
 	var ids, names []string          // what has been read, to see a cycle
 	asked := diag.Origin{File: name} // who asks for the next layer
 	file, display, written := name, name, name
-	if !isBuiltIn(name) && name != "-" && l.Dir != "" && !path.IsAbs(name) {
+	switch {
+	case name == BundleName && l.Bundle != "":
+		file, display = l.bundled()
+	case !isBuiltIn(name) && name != "-" && l.Dir != "" && !path.IsAbs(name):
 		file = path.Join(l.Dir, name)
 	}
 	for {
@@ -101,7 +118,9 @@ func (l Loader) chain(name string, list *diag.List) []*layer {
 			return layers
 		case isBuiltIn(target):
 			file, display = target, target
-		case target == "bundle":
+		case target == BundleName && l.Bundle != "":
+			file, display = l.bundled()
+		case target == BundleName:
 			list.Errorf(at, "extend a built-in or a file", "a bundle's profile can only be extended where a bundle is given, and this command takes none")
 			return layers
 		case target == "-" || strings.Contains(target, "://"):
@@ -110,7 +129,7 @@ func (l Loader) chain(name string, list *diag.List) []*layer {
 		case path.IsAbs(target):
 			file, display = path.Clean(target), target
 		default:
-			file = path.Join(next.dir, target)
+			file = next.resolve(target)
 			display = file
 			if name != "-" && !path.IsAbs(names[len(names)-1]) {
 				display = path.Join(path.Dir(names[len(names)-1]), target)
@@ -118,6 +137,11 @@ func (l Loader) chain(name string, list *diag.List) []*layer {
 		}
 		asked, written = at, target
 	}
+}
+
+// bundled is the bundle's profile and how it is shown.
+func (l Loader) bundled() (file, display string) {
+	return BundleProfile, l.Bundle + ":" + path.Base(BundleProfile)
 }
 
 // read gets and parses one profile, which is written so where it is asked for. Its id is the same for the same file.

@@ -505,16 +505,23 @@ func (r *resolver) rest() {
 			r.warn(at, "add br_netfilter to host.modules", "this key does not exist before the module br_netfilter is loaded")
 		}
 	}
+	warned := false
 	for i, image := range p.Images {
 		at := index("images", i)
 		if image.File.Path == "" {
 			continue
 		}
 		img := Image{File: image.File, Pin: or(image.Pin, true)}
-		if image.Pin != nil && img.Pin && !r.unknown && !releases.PinSupported(s.Containerd.Version) {
-			r.warn(at+".pin", "", "containerd %s does not honour pins; they came with 1.6.22 and 1.7.3", s.Containerd.Version)
-		}
 		s.Images = append(s.Images, img)
+		// Once, since they are pinned unless the profile says otherwise.
+		if img.Pin && !warned && !r.unknown && !releases.PinSupported(s.Containerd.Version) {
+			warned = true
+			if image.Pin != nil {
+				at += ".pin"
+			}
+			r.warn(at, "write pin: false, or take containerd 1.6.22, 1.7.3 or newer",
+				"containerd %s ignores pins, so that the kubelet may remove images when its disk fills; they came with 1.6.22 and 1.7.3", s.Containerd.Version)
+		}
 	}
 	for i, source := range p.Sources {
 		at := index("sources", i)
@@ -694,10 +701,15 @@ func (r *resolver) endpointURL(at, u string, e Endpoint) {
 	}
 }
 
+// credentialHeader says whether a header is one for credentials.
+func credentialHeader(name string) bool {
+	return slices.Contains([]string{"authorization", "proxy-authorization", "cookie"}, strings.ToLower(name))
+}
+
 // header resolves a header's values. Those that carry credentials are not shown.
 func (r *resolver) header(at, name string, values HeaderValues) Header {
 	h := Header{Name: name}
-	secret := soundsSecret(name) || slices.Contains([]string{"authorization", "proxy-authorization", "cookie"}, strings.ToLower(name))
+	secret := soundsSecret(name) || credentialHeader(name)
 	for _, v := range values {
 		v.Plain = v.Value != "" && v.Value != Masked && !secret
 		if v.Value != "" && secret {

@@ -252,7 +252,11 @@ func TestResolveFindings(t *testing.T) {
 		{"every registry", "containerd: {version: 1.6.16}\nregistries: {\"*\": {}}", []string{
 			"p.yaml:2:14: registries.*: containerd 1.6.16 does not read the folder for every registry; it came with 1.6.17 (name the registries one by one, or take 1.6.17 or newer)"}},
 		{"pins", "containerd: {version: 1.6.21}\nimages: [{file: a.tar, pin: true}, {file: b.tar}]", []string{
-			"p.yaml:2:29: warning: images[0].pin: containerd 1.6.21 does not honour pins; they came with 1.6.22 and 1.7.3"}},
+			"p.yaml:2:29: warning: images[0].pin: containerd 1.6.21 ignores pins, so that the kubelet may remove images when its disk fills; they came with 1.6.22 and 1.7.3 (write pin: false, or take containerd 1.6.22, 1.7.3 or newer)"}},
+		{"pins by default", "containerd: {version: 1.7.2}\nimages: [{file: a.tar, pin: false}, {file: b.tar}, {file: c.tar}]", []string{
+			"p.yaml:2:37: warning: images[1]: containerd 1.7.2 ignores pins, so that the kubelet may remove images when its disk fills; they came with 1.6.22 and 1.7.3 (write pin: false, or take containerd 1.6.22, 1.7.3 or newer)"}},
+		{"no pins", "containerd: {version: 1.6.21}\nimages: [{file: a.tar, pin: false}]", nil},
+		{"pins that work", "containerd: {version: 1.6.22}\nimages: [{file: a.tar}]", nil},
 		{"denied without a mirror", "registries: {a: {upstream: deny}}", []string{
 			"p.yaml:1:28: registries.a.upstream: upstream is denied and there is no mirror, so nothing could be pulled (add a mirror, or allow the upstream)"}},
 		{"denied and described", "registries: {a: {upstream: deny, ca: x, mirrors: [{url: \"https://m\"}]}}", []string{

@@ -161,6 +161,8 @@ type Secret struct {
 	Value string
 	// File, Env and Credential name where the value is to be read from; at most one is set.
 	File, Env, Credential string
+	// FileGiven is File as the profile has it.
+	FileGiven string
 	// Plain says that the profile has the value in the open and that it need not be masked.
 	Plain  bool
 	Origin diag.Origin

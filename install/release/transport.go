@@ -1,14 +1,12 @@
 package release
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // statusError is an answer other than success.
@@ -17,11 +15,6 @@ type statusError struct{ code int }
 func (e *statusError) Error() string {
 	return fmt.Sprintf("the server answered %d %s", e.code, http.StatusText(e.code))
 }
-
-// stallError is a server that went silent.
-type stallError struct{ after time.Duration }
-
-func (e *stallError) Error() string { return fmt.Sprintf("nothing came for %s", e.after) }
 
 // sizeError is a file over the limit.
 type sizeError struct{ limit int64 }
@@ -39,13 +32,12 @@ func (e *redirectError) Error() string { return fmt.Sprintf("redirect to %s refu
 // the caller would append to what it has.
 var errRangeIgnored = errors.New("the server sent the whole file instead of the rest")
 
-// guard holds every exchange to limits that go-getter and net/http do not have: a
-// stall timeout, a size cap that progress reports do not switch off, and refusal of a
-// whole file where a part was asked for.
+// guard holds every exchange to limits that go-getter does not have: a size cap that
+// progress reports do not switch off, and refusal of a whole file where a part was asked
+// for.
 type guard struct {
-	base  http.RoundTripper
-	max   int64
-	stall time.Duration
+	base http.RoundTripper
+	max  int64
 }
 
 // RoundTrip is http.RoundTripper's; a status of 400 or more is a *statusError.
@@ -58,18 +50,11 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		offset = n
 	}
-	ctx, cancel := context.WithCancelCause(req.Context())
-	timer := time.AfterFunc(g.stall, func() { cancel(&stallError{g.stall}) })
-	resp, err := g.base.RoundTrip(req.WithContext(ctx))
-	timer.Stop()
+	resp, err := g.base.RoundTrip(req)
 	if err != nil {
-		if stalled, ok := errors.AsType[*stallError](context.Cause(ctx)); ok {
-			err = stalled
-		}
-		cancel(nil)
 		return nil, err
 	}
-	body := &guardedBody{ReadCloser: resp.Body, ctx: ctx, cancel: cancel, timer: timer, stall: g.stall, left: g.max - offset, max: g.max}
+	body := &guardedBody{ReadCloser: resp.Body, left: g.max - offset, max: g.max}
 	switch {
 	case resp.StatusCode >= 400:
 		err = &statusError{resp.StatusCode}
@@ -90,34 +75,16 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 
 type guardedBody struct {
 	io.ReadCloser
-	ctx       context.Context
-	cancel    context.CancelCauseFunc
-	timer     *time.Timer
-	stall     time.Duration
 	left, max int64
 }
 
 func (b *guardedBody) Read(p []byte) (int, error) {
-	b.timer.Reset(b.stall)
 	n, err := b.ReadCloser.Read(p)
-	b.timer.Stop()
 	b.left -= int64(n)
 	if b.left < 0 {
 		return 0, &sizeError{b.max}
 	}
-	if err != nil && err != io.EOF {
-		if stalled, ok := errors.AsType[*stallError](context.Cause(b.ctx)); ok {
-			err = stalled
-		}
-	}
 	return n, err
-}
-
-// Close ends the exchange.
-func (b *guardedBody) Close() error {
-	b.timer.Stop()
-	b.cancel(nil)
-	return b.ReadCloser.Close()
 }
 
 // sameOrSafer follows redirects, up to ten, unless they leave https.

@@ -92,10 +92,15 @@ type Artifact struct {
 	// SHA256 is the wanted digest of Files[0], lower-case hex; empty if unknown, in
 	// which case a checksum file beside a local artifact decides.
 	SHA256 string
-	// SHA256From says who knows the digest, for people: "profile node.yaml:12", "catalogue".
+	// SHA256From says who knows the digest, for people: "profile node.yaml:12",
+	// "nodeprep.lock:7", "catalogue".
 	SHA256From string
-	Members    []Member
-	Origin     diag.Origin
+	// Size is that of Files[0] in bytes, where a lock knows it; else 0.
+	Size int64
+	// Locked says that a lock chose the file: nothing but Files[0] may be used.
+	Locked  bool
+	Members []Member
+	Origin  diag.Origin
 }
 
 // Unit is a systemd unit whose state we want.
@@ -108,8 +113,14 @@ type Unit struct {
 
 // Image is an archive to be imported into containerd's k8s.io namespace.
 type Image struct {
-	File   string // absolute path on the machine that runs nodeprep
-	Pin    bool   // keep from the kubelet's garbage collection
+	// File is an absolute path on the machine that runs nodeprep; of an archive in a bundle,
+	// its name there.
+	File string
+	Pin  bool // keep from the kubelet's garbage collection
+	// SHA256 (hex) and Size (bytes) are those of an archive that is in a bundle; "" and 0
+	// of a file.
+	SHA256 string
+	Size   int64
 	Origin diag.Origin
 }
 

@@ -35,6 +35,21 @@ var hexDigest = regexp.MustCompile(`^[0-9a-f]{64}$`)
 // digest and members. It looks at nothing outside its arguments. A request that no
 // file can satisfy is an error in the list.
 func Artifacts(reqs []Request) ([]desired.Artifact, diag.List) {
+	all, list := wanted(reqs)
+	var out []desired.Artifact
+	for _, a := range all {
+		if a.URL == "" && a.SHA256 == "" {
+			list.Errorf(a.Origin, fmt.Sprintf("for a file of your own, set %s.sha256.%s and give its folder with --artifacts, or let nodeprep lock measure it there", a.Component, a.Arch),
+				"upstream publishes no %s for linux/%s%s", title(a), a.Arch, published(a))
+			continue
+		}
+		out = append(out, a)
+	}
+	return out, list
+}
+
+// wanted is Artifacts before it is asked whether there is such a file at all.
+func wanted(reqs []Request) ([]desired.Artifact, diag.List) {
 	var list diag.List
 	var out []desired.Artifact
 	var containerd releases.Version
@@ -68,19 +83,18 @@ func Artifacts(reqs []Request) ([]desired.Artifact, diag.List) {
 		} else if d, ok := releases.SHA256(r.Component, r.Static, r.Version, r.Arch); ok {
 			a.SHA256, a.SHA256From = d, fromCatalogue
 		}
-		if a.URL == "" && a.SHA256 == "" {
-			list.Errorf(r.Origin, fmt.Sprintf("for a file of your own, set %s.sha256.%s and give its folder with --artifacts", r.Component, r.Arch),
-				"upstream publishes no %s for linux/%s%s", title(a), r.Arch, published(r))
-			continue
-		}
 		out = append(out, a)
 	}
 	return out, list
 }
 
 // published says what there is instead.
-func published(r Request) string {
-	arches := releases.Arches(r.Component, r.Static, r.Version)
+func published(a desired.Artifact) string {
+	v, err := releases.ParseVersion(a.Version)
+	if err != nil {
+		return ""
+	}
+	arches := releases.Arches(a.Component, a.Static, v)
 	if len(arches) == 0 {
 		return ": there is no such file for any architecture"
 	}
@@ -113,6 +127,11 @@ func bundles(r Request, containerd releases.Version) []string {
 		out = append(out, fmt.Sprintf("nerdctl-full-*-linux-%s.tar.gz", r.Arch))
 	}
 	return out
+}
+
+// isBundle says that a file is one of those.
+func isBundle(file string) bool {
+	return strings.HasPrefix(file, "cri-containerd-") || strings.HasPrefix(file, "nerdctl-full-")
 }
 
 // cniPlugins are those of containernetworking/plugins since 1.0; tap came with 1.3

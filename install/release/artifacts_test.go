@@ -73,7 +73,7 @@ func TestArtifactsThatCannotBe(t *testing.T) {
 		want string
 	}{
 		{Request{Component: "containerd", Version: v("1.6.20"), Arch: "s390x", Origin: at},
-			`n.yaml:4:2: containerd.version: upstream publishes no containerd 1.6.20 for linux/s390x, only for amd64, arm64, ppc64le, riscv64 (for a file of your own, set containerd.sha256.s390x and give its folder with --artifacts)`},
+			`n.yaml:4:2: containerd.version: upstream publishes no containerd 1.6.20 for linux/s390x, only for amd64, arm64, ppc64le, riscv64 (for a file of your own, set containerd.sha256.s390x and give its folder with --artifacts, or let nodeprep lock measure it there)`},
 		{Request{Component: "containerd", Version: v("1.6.20"), Arch: "amd64", Static: true},
 			"no static containerd 1.6.20 for linux/amd64: there is no such file for any architecture"},
 		{Request{Component: "crictl", Version: v("1.36.0"), Arch: "arm"}, "no crictl 1.36.0 for linux/arm, only for 386, amd64"},

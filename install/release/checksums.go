@@ -56,14 +56,22 @@ func readChecksums(r io.Reader, file string, bare bool) (string, error) {
 	return found, in.Err()
 }
 
+// checksumFile is a name that a checksum file may have; a bare one may hold a digest alone.
+type checksumFile struct {
+	name string
+	bare bool
+}
+
+// checksumFiles are those that may know a file.
+func checksumFiles(file string) []checksumFile {
+	return []checksumFile{{"SHA256SUMS", false}, {file + ".sha256sum", true}, {file + ".sha256", true}, {"runc.sha256sum", false}}
+}
+
 // checksumBeside looks for a file's digest in the checksum files that upstreams
 // publish: SHA256SUMS, FILE.sha256sum, FILE.sha256 (crictl's has the digest alone)
 // and runc.sha256sum. It returns "" where none of them knows it.
 func checksumBeside(dir, file string) (digest, from string, err error) {
-	for _, c := range []struct {
-		name string
-		bare bool
-	}{{"SHA256SUMS", false}, {file + ".sha256sum", true}, {file + ".sha256", true}, {"runc.sha256sum", false}} {
+	for _, c := range checksumFiles(file) {
 		p := filepath.Join(dir, c.name)
 		f, err := os.Open(p)
 		if errors.Is(err, fs.ErrNotExist) {

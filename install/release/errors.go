@@ -51,6 +51,23 @@ func (e *ArchiveError) Error() string {
 // Unwrap is the cause.
 func (e *ArchiveError) Unwrap() error { return e.Err }
 
+// SizeError is a file of another size than the lock has: cut short, most likely.
+type SizeError struct {
+	File string // a path or address
+	Got  int64  // bytes
+	Want int64  // bytes
+	From string // who knows Want: "nodeprep.lock:7"
+}
+
+// Error names both sizes and where the expected one came from.
+func (e *SizeError) Error() string {
+	problem := "it is another file"
+	if e.Got < e.Want {
+		problem = "it is cut short, or another file"
+	}
+	return fmt.Sprintf("verify %s: it has %d bytes, want %d (from %s): %s", e.File, e.Got, e.Want, e.From, problem)
+}
+
 // Place is one place that was looked at.
 type Place struct {
 	Where string // a folder or address, without secrets
@@ -108,13 +125,13 @@ type NoDigestError struct {
 // Error says how to record a digest.
 func (e *NoDigestError) Error() string {
 	if e.Folder != "" {
-		return fmt.Sprintf("verify %s for %s: no sha256 of it is known; set %s.sha256.%s in the profile to what \"sha256sum %s\" prints, or put upstream's checksum file beside it",
-			e.File, e.Title, e.Component, e.Arch, e.File)
+		return fmt.Sprintf("verify %s for %s: no sha256 of it is known; set %s.sha256.%s in the profile to what \"sha256sum %s\" prints, or put upstream's checksum file beside it, or let nodeprep lock -f PROFILE --artifacts %s record it",
+			e.File, e.Title, e.Component, e.Arch, e.File, e.Folder)
 	}
 	from := ""
 	if e.Published != "" {
 		from = ": " + e.Published
 	}
-	return fmt.Sprintf("fetch %s for %s: no sha256 of it is known; set %s.sha256.%s in the profile to the one that upstream published%s",
+	return fmt.Sprintf("fetch %s for %s: no sha256 of it is known; set %s.sha256.%s in the profile to the one that upstream published%s, or let nodeprep lock -f PROFILE record it",
 		e.File, e.Title, e.Component, e.Arch, from)
 }

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-getter/v2"
+
+	"github.com/nodeprep/nodeprep/internal/host"
 )
 
 const (
@@ -36,7 +38,7 @@ const (
 // wrong one it is fetched once more from its beginning. progress, which may be nil, is
 // told of bytes that are here and bytes in all, 0 where the server does not say.
 //
-// Errors: *OfflineError, *NoDigestError, *DigestError, *NotFoundError.
+// Errors: *OfflineError, *NoDigestError, *DigestError, *SizeError, *NotFoundError.
 func (s *Store) Fetch(ctx context.Context, l Located, progress func(done, total int64)) (Located, error) {
 	if l.Path != "" {
 		return l, nil
@@ -59,6 +61,7 @@ func (s *Store) Fetch(ctx context.Context, l Located, progress func(done, total 
 	}
 	tmp.Close()
 	defer os.Remove(tmp.Name()) // gone already after a success
+	ctx = host.For(ctx, title(l.Artifact))
 	f := s.fetcher(progress)
 	defer f.client.CloseIdleConnections()
 	looked := slices.Clone(l.looked)
@@ -74,8 +77,8 @@ func (s *Store) Fetch(ctx context.Context, l Located, progress func(done, total 
 			if err != nil {
 				return l, err
 			}
-			l.Path, l.URL, l.Place, l.Size = final, mask(r.url), r.kind, fi.Size()
-			return l, nil
+			l.Path, l.URL, l.Place, l.Size, l.bundle = final, mask(r.url), r.kind, fi.Size(), isBundle(l.File)
+			return l, l.sized(fi.Size())
 		}
 		if ctx.Err() != nil {
 			return l, context.Cause(ctx)
@@ -138,19 +141,11 @@ func (s *Store) fetcher(progress func(done, total int64)) *fetcher {
 	stall := cmp.Or(s.StallTimeout, defaultStallTimeout)
 	base := s.transport
 	if base == nil {
-		base = &http.Transport{
-			Proxy: http.ProxyFromEnvironment,
-			// A server that labels a .tar.gz with Content-Encoding: gzip must not
-			// have it unpacked on the way: the digest is that of the file.
-			DisableCompression:  true,
-			ForceAttemptHTTP2:   true,
-			TLSHandshakeTimeout: stall,
-			TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS12},
-		}
+		base = s.Network.Transport()
 	}
 	return &fetcher{
 		client: &http.Client{
-			Transport:     &guard{base: base, max: cmp.Or(s.MaxBytes, defaultMaxBytes), stall: stall},
+			Transport:     &guard{base: host.Patience(base, stall), max: cmp.Or(s.MaxBytes, defaultMaxBytes)},
 			CheckRedirect: sameOrSafer,
 		},
 		attempts: cmp.Or(s.attempts, defaultAttempts),
@@ -269,6 +264,9 @@ func transient(err error) bool {
 		return false
 	}
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return false
+	}
+	if _, ok := errors.AsType[*host.ForbiddenError](err); ok {
 		return false
 	}
 	_, local := errors.AsType[*fs.PathError](err)

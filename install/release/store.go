@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/nodeprep/nodeprep/internal/desired"
+	"github.com/nodeprep/nodeprep/internal/host"
 	"github.com/nodeprep/nodeprep/internal/releases"
 )
 
@@ -30,8 +31,10 @@ type Store struct {
 	CacheDir string
 	// Sources are the profile's, tried before upstream.
 	Sources []desired.Source
-	// Offline makes the first use of the network an error.
+	// Offline makes the first use of the network an error, which says what else to do.
 	Offline bool
+	// Network is what may be reached; nil means everything.
+	Network *host.Network
 	// MaxBytes is the most that is fetched for one file; 0 means 512 MiB.
 	MaxBytes int64
 	// StallTimeout is how long a server may send nothing; 0 means 30 s.
@@ -61,6 +64,7 @@ type Located struct {
 	SHA256From string
 
 	bundle  bool
+	layer   *Layer // what the file is, if that is known; else nil
 	remotes []remote
 	looked  []Place
 }
@@ -76,7 +80,7 @@ type remote struct {
 // folders of one kind the wanted name comes before older bundles. The digest is the
 // artifact's; only where that is unknown, a checksum file beside a local file decides.
 //
-// Errors: *NotFoundError, *NoDigestError, and those of reading local files.
+// Errors: *NotFoundError, *NoDigestError, *SizeError, and those of reading local files.
 func (s *Store) Locate(ctx context.Context, a desired.Artifact) (Located, error) {
 	l := Located{Artifact: a, File: a.Files[0], SHA256: a.SHA256, SHA256From: a.SHA256From}
 	var given, sources []folder
@@ -86,20 +90,11 @@ func (s *Store) Locate(ctx context.Context, a desired.Artifact) (Located, error)
 	for _, src := range s.Sources {
 		if src.Dir != "" {
 			sources = append(sources, folder{src.Dir, "source " + src.Dir})
-			continue
 		}
-		u, err := expand(src.URL, a)
-		if err != nil {
-			return l, fmt.Errorf("read source URL of %s: %w", src.Origin, err)
-		}
-		l.remotes = append(l.remotes, remote{"source", u})
 	}
-	if a.URL != "" {
-		u, err := url.Parse(a.URL)
-		if err != nil {
-			return l, fmt.Errorf("read upstream's URL: %w", err)
-		}
-		l.remotes = append(l.remotes, remote{"upstream", u})
+	var err error
+	if l.remotes, err = s.remotes(a, nil); err != nil {
+		return l, err
 	}
 	for _, look := range []func() (bool, error){
 		func() (bool, error) { return l.inFolders(given) },
@@ -123,6 +118,30 @@ func (s *Store) Locate(ctx context.Context, a desired.Artifact) (Located, error)
 	return l, nil
 }
 
+// remotes are the addresses of an artifact's file: the sources' whose template is
+// suitable, then upstream's. A nil suitable means all.
+func (s *Store) remotes(a desired.Artifact, suitable func(template string) bool) ([]remote, error) {
+	var out []remote
+	for _, src := range s.Sources {
+		if src.Dir != "" || suitable != nil && !suitable(src.URL) {
+			continue
+		}
+		u, err := expand(src.URL, a)
+		if err != nil {
+			return nil, fmt.Errorf("read source URL of %s: %w", src.Origin, err)
+		}
+		out = append(out, remote{"source", u})
+	}
+	if a.URL != "" {
+		u, err := url.Parse(a.URL)
+		if err != nil {
+			return nil, fmt.Errorf("read upstream's URL: %w", err)
+		}
+		out = append(out, remote{"upstream", u})
+	}
+	return out, nil
+}
+
 // folder is a local folder and its name in messages.
 type folder struct{ dir, where string }
 
@@ -130,17 +149,7 @@ func (l *Located) note(where, why string) { l.looked = append(l.looked, Place{wh
 
 // inFolders looks for the wanted file in all folders, then for bundles.
 func (l *Located) inFolders(folders []folder) (bool, error) {
-	listed := make([][]string, len(folders))
-	why := make([]string, len(folders))
-	for i, f := range folders {
-		entries, err := os.ReadDir(f.dir)
-		if err != nil {
-			why[i] = because(err)
-		}
-		for _, e := range entries {
-			listed[i] = append(listed[i], e.Name())
-		}
-	}
+	listed, why := listFolders(folders)
 	for rank, pattern := range l.Artifact.Files {
 		for i, f := range folders {
 			found, err := l.take(f, listed[i], pattern, rank > 0, &why[i])
@@ -153,6 +162,21 @@ func (l *Located) inFolders(folders []folder) (bool, error) {
 		l.note(f.where, cmp.Or(why[i], "no such file"+similar(listed[i], l.Artifact.Files[0])))
 	}
 	return false, nil
+}
+
+// listFolders are the names in folders, and why there are none.
+func listFolders(folders []folder) (listed [][]string, why []string) {
+	listed, why = make([][]string, len(folders)), make([]string, len(folders))
+	for i, f := range folders {
+		entries, err := os.ReadDir(f.dir)
+		if err != nil {
+			why[i] = because(err)
+		}
+		for _, e := range entries {
+			listed[i] = append(listed[i], e.Name())
+		}
+	}
+	return listed, why
 }
 
 // take uses a folder's file that matches a pattern, if there is exactly one; why not
@@ -196,9 +220,9 @@ func (l *Located) take(f folder, names []string, pattern string, bundle bool, wh
 		}
 		return false, &NoDigestError{Title: title(l.Artifact), File: file, Folder: f.dir, Component: l.Artifact.Component, Arch: l.Artifact.Arch}
 	}
-	l.File, l.Path, l.Place, l.Size, l.bundle = match[0], file, f.where, fi.Size(), bundle
+	l.File, l.Path, l.Place, l.Size, l.bundle = match[0], file, f.where, fi.Size(), bundle || isBundle(match[0])
 	l.SHA256, l.SHA256From = digest, from
-	return true, nil
+	return true, l.sized(fi.Size())
 }
 
 // inCache looks for what an earlier run fetched. A file there is hashed, so that a
@@ -223,8 +247,17 @@ func (s *Store) inCache(ctx context.Context, l *Located) (bool, error) {
 		l.note(where, "damaged: its sha256 is "+got)
 		return false, nil
 	}
-	l.Path, l.Place, l.Size = file, "cache", size
-	return true, nil
+	l.Path, l.Place, l.Size, l.bundle = file, "cache", size, isBundle(l.File)
+	return true, l.sized(size)
+}
+
+// sized holds a file at hand to the size that a lock has for it: a file that is cut short
+// is found before anything of it is unpacked.
+func (l *Located) sized(size int64) error {
+	if want := l.Artifact.Size; want > 0 && size != want {
+		return &SizeError{File: l.Path, Got: size, Want: want, From: l.Artifact.SHA256From}
+	}
+	return nil
 }
 
 // cached is the name in the cache; runc's file names have no version, so the digest

@@ -31,7 +31,11 @@ func (u *unpacker) tar(r io.Reader) error {
 		if entries++; entries > u.lim.entries {
 			return u.fault("", fmt.Sprintf("it has more than %d members, the limit", u.lim.entries), nil)
 		}
-		if err := u.entry(tr, h); err != nil {
+		take := u.entry
+		if u.l.layer != nil {
+			take = u.layerEntry
+		}
+		if err := take(tr, h); err != nil {
 			return err
 		}
 	}
@@ -50,6 +54,9 @@ func (u *unpacker) tar(r io.Reader) error {
 		if err != nil {
 			return u.explain(last, err)
 		}
+	}
+	if u.l.layer != nil {
+		return u.wholeLayer()
 	}
 	return u.complete()
 }
@@ -96,7 +103,7 @@ func (u *unpacker) entry(tr *tar.Reader, h *tar.Header) error {
 		return u.fault(h.Name, fmt.Sprintf("it is there twice, before as %q", before), nil)
 	}
 	u.taken[m.Name] = h.Name
-	return u.write(m, h.Name, tr)
+	return u.write(m, programMode, h.Name, tr)
 }
 
 // memberName is a member's name as a clean relative path, or what is wrong with it.

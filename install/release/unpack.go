@@ -376,12 +376,12 @@ func (u *unpacker) bare(r io.Reader) error {
 		return u.fault("", "it is a single program, not an archive", nil)
 	}
 	m := u.l.Artifact.Members[0]
-	return u.write(m, m.Name, r)
+	return u.write(m, programMode, m.Name, r)
 }
 
 // write gives one member to the sink.
-func (u *unpacker) write(m desired.Member, name string, r io.Reader) error {
-	w, err := u.sink.Create(m, programMode)
+func (u *unpacker) write(m desired.Member, mode fs.FileMode, name string, r io.Reader) error {
+	w, err := u.sink.Create(m, mode)
 	if err != nil {
 		return outside{err}
 	}

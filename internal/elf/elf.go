@@ -1,7 +1,9 @@
 package elf
 
 import (
+	"bytes"
 	"debug/elf"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -82,6 +84,28 @@ type MachineError struct {
 // Error names both architectures.
 func (e *MachineError) Error() string {
 	return fmt.Sprintf("it is a program for %s (%s), want %s", e.Found, e.Machine, e.Want)
+}
+
+// HeadSize is how much of a file Arch looks at, in bytes (elf(5), e_machine).
+const HeadSize = 20
+
+// Arch tells the architecture of a program by its first bytes: Go's name, or ELF's where
+// there is none. What is no ELF file is "".
+func Arch(head []byte) string {
+	if len(head) < HeadSize || !bytes.HasPrefix(head, []byte(elf.ELFMAG)) {
+		return ""
+	}
+	data := elf.Data(head[elf.EI_DATA])
+	number := binary.LittleEndian.Uint16(head[18:])
+	if data == elf.ELFDATA2MSB {
+		number = binary.BigEndian.Uint16(head[18:])
+	}
+	for _, m := range machines() {
+		if m.machine == elf.Machine(number) && m.class == elf.Class(head[elf.EI_CLASS]) && m.data == data {
+			return m.arch
+		}
+	}
+	return elf.Machine(number).String()
 }
 
 // Read reads a program's headers; it must be verified already, since debug/elf is

@@ -9,6 +9,7 @@ import (
 	"github.com/distribution/reference"
 
 	"github.com/nodeprep/nodeprep/internal/daemon"
+	"github.com/nodeprep/nodeprep/internal/imagearchive"
 	"github.com/nodeprep/nodeprep/internal/releases"
 	"github.com/nodeprep/nodeprep/profiles"
 )
@@ -254,13 +255,13 @@ func (n *Node) archived(name string) *profiles.Image {
 		return nil
 	}
 	for _, img := range n.Spec.Images {
-		has, err := remember(n, "archive "+img.File.Path, func(context.Context) ([]string, error) {
+		has, err := remember(n, "archive "+img.File.Path, func(ctx context.Context) ([]string, error) {
 			f, err := n.Host.Root.Open(img.File.Path)
 			if err != nil {
 				return nil, err
 			}
 			defer f.Close()
-			return daemon.ArchiveNames(f)
+			return imagearchive.Names(ctx, f)
 		})
 		if err == nil && slices.Contains(has, name) {
 			return &img

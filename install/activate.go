@@ -2,10 +2,8 @@ package install
 
 import (
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -343,7 +341,7 @@ func (r *run) health(ctx context.Context) error {
 	}
 	want := r.plan.state.Daemon
 	anew := len(r.touched.tried)+len(r.touched.started) > 0
-	imports := slices.ContainsFunc(r.plan.Items, func(it Item) bool { return it.Action == Import })
+	imports := slices.ContainsFunc(r.plan.Items, func(it Item) bool { return it.Action == Import || it.Action == Pin || it.Action == Unpin })
 	if !r.plan.live || !anew && !imports {
 		return ctx.Err()
 	}
@@ -438,98 +436,6 @@ func sameFile(a, b string) bool {
 	return errX == nil && errY == nil && os.SameFile(x, y)
 }
 
-// importImages imports what the plan says. Under a root that is not running images
-// wait for its first boot. What was imported is not taken out by an undo.
-func (r *run) importImages(ctx context.Context) error {
-	for i := range r.plan.Items {
-		it := &r.plan.Items[i]
-		if it.image == nil {
-			continue
-		}
-		var was *Imported
-		if r.plan.receipt != nil {
-			for j := range r.plan.receipt.Images {
-				if r.plan.receipt.Images[j].File == it.Path {
-					was = &r.plan.receipt.Images[j]
-				}
-			}
-		}
-		if it.Action != Import {
-			if was != nil {
-				r.images = append(r.images, *was)
-			}
-			continue
-		}
-		im, err := r.importImage(ctx, it.image)
-		if err != nil {
-			return fmt.Errorf("import %s: %w (from %s)", it.Path, err, it.Origin)
-		}
-		r.images = append(r.images, im)
-	}
-	return nil
-}
-
-func (r *run) importImage(ctx context.Context, img *desired.Image) (Imported, error) {
-	f, err := os.Open(img.File)
-	if err != nil {
-		return Imported{}, err
-	}
-	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil {
-		return Imported{}, err
-	}
-	im := Imported{File: img.File, Size: fi.Size(), MTime: fi.ModTime().UnixNano(), Pin: img.Pin, Pending: true}
-	// The digest is of what was imported: read once, to the end.
-	sum := newHash("", false)
-	archive := io.TeeReader(&reading{f: f, r: r, name: filepath.Base(img.File), total: fi.Size()}, sum)
-	if r.plan.live && r.opt.Daemon != nil {
-		ctx, cancel := context.WithTimeout(ctx, importTimeout)
-		defer cancel()
-		if im.Names, err = r.opt.Daemon.Import(ctx, r.plan.state.Daemon, *img, archive); err != nil {
-			return Imported{}, err
-		}
-		im.Pending = false
-	}
-	if _, err := io.Copy(io.Discard, archive); err != nil {
-		return Imported{}, err
-	}
-	im.SHA256 = hex.EncodeToString(sum.Sum(nil))
-	return im, nil
-}
-
-// digestArchive is the plain digest of an image archive. An archive is the operator's,
-// who may name it by a link.
-func digestArchive(file string) (string, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	sum := newHash("", false)
-	if _, err := io.Copy(sum, f); err != nil {
-		return "", err
-	}
-	return hex.EncodeToString(sum.Sum(nil)), nil
-}
-
-// reading tells the observer how much of a file has been read.
-type reading struct {
-	f     *os.File
-	r     *run
-	name  string
-	done  int64
-	total int64
-}
-
-// Read reads the file.
-func (c *reading) Read(p []byte) (int, error) {
-	n, err := c.f.Read(p)
-	c.done += int64(n)
-	c.r.progress(c.name, c.done, c.total)
-	return n, err
-}
-
 // observe finds out what the daemon is before the first change. An undo is held to
 // that, not to the receipt: the daemon may have been replaced by hand, or have been ill.
 func (r *run) observe(ctx context.Context) {
@@ -561,6 +467,7 @@ func (r *run) undo(ctx context.Context, phase Phase, cause error) error {
 	// time of its own.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 	defer cancel()
+	r.imported()
 	err := r.phase(PhaseUndo, func() error { return r.revert(ctx, r.touched) })
 	if err == nil {
 		return &RevertedError{Phase: phase, Err: cause, Warnings: r.left}

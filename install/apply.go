@@ -16,6 +16,7 @@ import (
 	"github.com/nodeprep/nodeprep/internal/desired"
 	"github.com/nodeprep/nodeprep/internal/diag"
 	"github.com/nodeprep/nodeprep/internal/host"
+	"github.com/nodeprep/nodeprep/internal/imagearchive"
 	"github.com/nodeprep/nodeprep/systemd"
 )
 
@@ -67,9 +68,17 @@ type Daemon interface {
 	Healthy(ctx context.Context, want desired.Daemon) error
 	// Process is the one that listens at d.Address, 0 where that cannot be told.
 	Process(ctx context.Context, d desired.Daemon) (pid int, err error)
-	// Import takes an image archive into the k8s.io namespace and returns the names
-	// of its images.
-	Import(ctx context.Context, d desired.Daemon, image desired.Image, archive io.Reader) ([]string, error)
+	// Import takes an image archive into the k8s.io namespace and returns its images,
+	// those too that were there before. Beside an error it returns those that it took all
+	// the same. in is verified: instead of its end there may be an error. archive is what was
+	// found in it; nil where nobody has looked.
+	Import(ctx context.Context, d desired.Daemon, image desired.Image, in io.Reader, archive *imagearchive.Archive) ([]daemon.Image, error)
+	// Images lists those of the k8s.io namespace. A daemon that does not answer is an error.
+	Images(ctx context.Context, d desired.Daemon) ([]daemon.Image, error)
+	// Pin keeps images from the kubelet's garbage collection, Unpin leaves them to it.
+	// Names that are not there are no fault.
+	Pin(ctx context.Context, d desired.Daemon, names []string) error
+	Unpin(ctx context.Context, d desired.Daemon, names []string) error
 	// Tasks lists what runs, in all namespaces. A daemon that does not answer is an error.
 	Tasks(ctx context.Context, d desired.Daemon) ([]daemon.Task, error)
 	// Containers lists the containers of all namespaces, those that do not run too.
@@ -130,12 +139,14 @@ type ApplyOptions struct {
 type Result struct {
 	// Changed are the items of the plan that were carried out; empty when there was
 	// nothing to do.
-	Changed    []Item      `json:"changed"`
-	Artifacts  []Installed `json:"artifacts,omitempty"`
-	Restarted  []string    `json:"restarted,omitempty"`
-	Started    []string    `json:"started,omitempty"`
-	Generation int         `json:"generation"`
-	Phases     []PhaseTime `json:"phases"`
+	Changed   []Item      `json:"changed"`
+	Artifacts []Installed `json:"artifacts,omitempty"`
+	// Images are those of the archives that were imported, or wait.
+	Images     []ImportedImage `json:"images,omitempty"`
+	Restarted  []string        `json:"restarted,omitempty"`
+	Started    []string        `json:"started,omitempty"`
+	Generation int             `json:"generation"`
+	Phases     []PhaseTime     `json:"phases"`
 	// Journal is how much of that went into keeping the journal, nanoseconds in JSON.
 	Journal time.Duration `json:"journal"`
 	// Warnings are those that the plan given to Apply does not have.

@@ -135,6 +135,9 @@ func (r *run) record() error {
 	if err := r.recordUninstall(); err != nil {
 		return err
 	}
+	if err := r.recordImages(); err != nil {
+		return err
+	}
 	// Repairs make none: there is nothing in them to go back to.
 	if len(r.j.Changes)+len(r.j.Dirs)+len(r.j.Drop) > 0 {
 		r.j.To = r.j.From + 1
@@ -584,6 +587,16 @@ func (r *run) settle() error {
 	if err != nil {
 		return err
 	}
+	if err := r.writeReceipt(rec); err != nil {
+		return err
+	}
+	r.res.Generation, r.res.Artifacts = rec.Generation, rec.Artifacts
+	r.changed()
+	return nil
+}
+
+// writeReceipt puts a receipt into place. It is durable once its directory is.
+func (r *run) writeReceipt(rec *Receipt) error {
 	data, err := rec.encode()
 	if err != nil {
 		return err
@@ -599,8 +612,6 @@ func (r *run) settle() error {
 	if err := r.w.rename(temp, filepath.Join(state, "receipt.json")); err != nil {
 		return errors.Join(fmt.Errorf("write receipt: %w", err), r.w.remove(temp))
 	}
-	r.res.Generation, r.res.Artifacts = rec.Generation, rec.Artifacts
-	r.changed()
 	return nil
 }
 
@@ -707,6 +718,7 @@ func (r *run) newReceipt() (*Receipt, error) {
 		}
 		owned[p] = own
 	}
+	withoutWaited(owned, r.j.Waited)
 	for _, p := range sortedKeys(owned) {
 		rec.Owned = append(rec.Owned, owned[p])
 	}

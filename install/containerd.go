@@ -10,6 +10,7 @@ import (
 
 	"github.com/nodeprep/nodeprep/internal/daemon"
 	"github.com/nodeprep/nodeprep/internal/desired"
+	"github.com/nodeprep/nodeprep/internal/imagearchive"
 )
 
 const (
@@ -54,21 +55,20 @@ func (Containerd) Process(ctx context.Context, d desired.Daemon) (int, error) {
 
 // Import unpacks into the snapshotter that CRI uses. The time it has is for a large
 // archive, not for a daemon that does not answer.
-func (c Containerd) Import(ctx context.Context, d desired.Daemon, image desired.Image, archive io.Reader) ([]string, error) {
+func (c Containerd) Import(ctx context.Context, d desired.Daemon, image desired.Image, in io.Reader, archive *imagearchive.Archive) ([]daemon.Image, error) {
 	client, err := c.connect(ctx, d.Address)
 	if err != nil {
 		return nil, err
 	}
 	defer client.Close()
-	images, err := client.Import(ctx, archive, daemon.ImportOptions{Pin: image.Pin, Snapshotter: d.Snapshotter})
-	if err != nil {
-		return nil, err
-	}
-	var names []string
-	for _, i := range images {
-		names = append(names, i.Name)
-	}
-	return names, nil
+	return client.Import(ctx, in, daemon.ImportOptions{Pin: image.Pin, Snapshotter: d.Snapshotter, Archive: archive})
+}
+
+// Images lists those that CRI sees, within seconds in any case.
+func (c Containerd) Images(ctx context.Context, d desired.Daemon) ([]daemon.Image, error) {
+	return ask(ctx, c, d, func(client *daemon.Client, ctx context.Context) ([]daemon.Image, error) {
+		return client.Images(ctx, "")
+	})
 }
 
 // Tasks lists the tasks of all namespaces, within seconds in any case.
@@ -123,4 +123,22 @@ func (c Containerd) connect(ctx context.Context, address string) (*daemon.Client
 	ctx, cancel := context.WithTimeoutCause(ctx, wait, fmt.Errorf("no answer within %s", wait))
 	defer cancel()
 	return daemon.Connect(ctx, address)
+}
+
+// Pin sets the label by which CRI tells the kubelet not to remove an image (containerd
+// docs/cri/config.md, from 1.6.22, 1.7.3 and 2.0 on).
+func (c Containerd) Pin(ctx context.Context, d desired.Daemon, names []string) error {
+	return c.pin(ctx, d, names, (*daemon.Client).Pin)
+}
+
+// Unpin takes that label away.
+func (c Containerd) Unpin(ctx context.Context, d desired.Daemon, names []string) error {
+	return c.pin(ctx, d, names, (*daemon.Client).Unpin)
+}
+
+func (c Containerd) pin(ctx context.Context, d desired.Daemon, names []string, do func(*daemon.Client, context.Context, string, []string) error) error {
+	_, err := ask(ctx, c, d, func(client *daemon.Client, ctx context.Context) (struct{}, error) {
+		return struct{}{}, do(client, ctx, "", names)
+	})
+	return err
 }

@@ -46,6 +46,8 @@ type childJob struct {
 	Log bool
 	// Big makes some programs too big to be kept as a copy on another filesystem.
 	Big bool
+	// Source is where releases and images come from.
+	Source source
 	// Stray makes the child write behind the writer's back.
 	Stray bool
 	// Race makes it wait for the end of its input, and say what became of it.
@@ -68,10 +70,11 @@ func TestChild(t *testing.T) {
 	if job.Big {
 		n.big()
 	}
+	n.from(job.Source, job.Programs, job.Verb)
 	p := &points{kill: job.Kill, log: job.Log, fail: -1}
 	n.watch(p)
 	if job.Stray {
-		n.opt.Artifacts = strayArtifacts{downloads{n}}
+		n.opt.Artifacts = strayArtifacts{n.opt.Artifacts, n.dir}
 	}
 	if job.Race {
 		n.race(t.Context(), job.Verb, p)
@@ -146,6 +149,7 @@ func (p *points) writer() *writer {
 func (n *node) watch(p *points) {
 	n.opt.writer = p.writer()
 	n.opt.Services = &watchedServices{n.services, p}
+	n.opt.Daemon = &watchedDaemon{n.daemon, p}
 }
 
 // watchedServices is a systemd each of whose jobs is a point.
@@ -184,14 +188,17 @@ func (s *watchedServices) Stop(ctx context.Context, u string) error {
 }
 
 // strayArtifacts write where only the writer may.
-type strayArtifacts struct{ downloads }
+type strayArtifacts struct {
+	Artifacts
+	root string
+}
 
 // Obtain leaves a file behind.
 func (s strayArtifacts) Obtain(ctx context.Context, a desired.Artifact, p func(int64, int64)) (*Archive, error) {
-	if err := os.WriteFile(filepath.Join(s.n.dir, "stray"), nil, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(s.root, "stray"), nil, 0o600); err != nil {
 		return nil, err
 	}
-	return s.downloads.Obtain(ctx, a, p)
+	return s.Artifacts.Obtain(ctx, a, p)
 }
 
 const (
@@ -309,7 +316,7 @@ func (n *node) do(ctx context.Context, verb string) error {
 }
 
 func (n *node) recovery() RecoverOptions {
-	return RecoverOptions{Services: n.opt.Services, Daemon: n.opt.Daemon, Version: n.opt.Version, live: true, writer: n.opt.writer}
+	return RecoverOptions{Services: n.opt.Services, Daemon: n.opt.Daemon, Version: n.opt.Version, live: !n.image, writer: n.opt.writer}
 }
 
 // matrix has the roots from which operations start.
@@ -319,6 +326,7 @@ type matrix struct {
 	verbs    map[string]*operation
 	// mounts are directories that are filesystems of their own in every root.
 	mounts []string
+	source source
 }
 
 // operation is one row of the matrix.
@@ -333,7 +341,12 @@ type operation struct {
 // newMatrix makes a root for each verb, by the verbs before it.
 func newMatrix(t *testing.T, mounts ...string) *matrix {
 	t.Helper()
-	m := &matrix{dir: fastDir(t), verbs: map[string]*operation{}, mounts: mounts}
+	return newMatrixFrom(t, theFake, mounts...)
+}
+
+func newMatrixFrom(t *testing.T, s source, mounts ...string) *matrix {
+	t.Helper()
+	m := &matrix{dir: fastDir(t), verbs: map[string]*operation{}, mounts: mounts, source: s}
 	// Thousands of small roots are read: collecting each at once is half of the work.
 	percent := debug.SetGCPercent(1000)
 	t.Cleanup(func() { debug.SetGCPercent(percent) })
@@ -345,6 +358,9 @@ func newMatrix(t *testing.T, mounts ...string) *matrix {
 		if err := os.WriteFile(filepath.Join(m.programs, "nodeprep-"+v), []byte("nodeprep "+v), 0o700); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if s != theFake {
+		writeBundle(t, m.programs)
 	}
 	at := func(verb string) string { return filepath.Join(m.dir, "before-"+verb) }
 	for _, name := range []string{"install", "upgrade", "foreign", "rollback", "uninstall"} {
@@ -465,6 +481,7 @@ func (m *matrix) node(t *testing.T, root, verb string) *node {
 	if len(m.mounts) > 0 {
 		n.big()
 	}
+	n.from(m.source, m.programs, verb)
 	return n
 }
 
@@ -872,7 +889,11 @@ func (m *matrix) nothingToDo(t *testing.T, op *operation, root string, isNew boo
 	if op.verb == "upgrade" && !isNew {
 		want = []string{"update file /usr/local/bin/crictl"} // as somebody left it
 	}
-	if plan := n.diff(); !slices.Equal(slices.DeleteFunc(actions(plan), func(a string) bool { return strings.HasPrefix(a, "set ") }), want) {
+	other := func(a string) bool {
+		// On a running host images stay as they were, also in a rollback.
+		return strings.HasPrefix(a, "set ") || op.verb == "rollback" && isNew && m.source == aBundle && strings.Contains(a, " image ")
+	}
+	if plan := n.diff(); !slices.Equal(slices.DeleteFunc(actions(plan), other), want) {
 		t.Errorf("%s: a diff finds %v, want %v", what, actions(plan), want)
 	}
 }
@@ -915,6 +936,32 @@ func TestCrashMatrixOfFilesystems(t *testing.T) {
 	t.Logf("every %dth point is tested", step)
 	for _, verb := range []string{"install", "upgrade", "rollback", "uninstall"} {
 		m.crash(t, m.verbs[verb], step)
+	}
+}
+
+// TestCrashMatrixOfBundles is the same with a bundle as the source of all: on a host that
+// runs, and under a root where images wait for the first boot.
+func TestCrashMatrixOfBundles(t *testing.T) {
+	for _, tt := range []struct {
+		source   source
+		verbs    []string
+		step     int
+		hurrying int
+	}{
+		{aBundle, []string{"install", "upgrade"}, 1, 17},
+		{aBundleOfARoot, []string{"install", "upgrade", "rollback", "uninstall"}, 3, 29},
+	} {
+		t.Run(string(tt.source), func(t *testing.T) {
+			m := newMatrixFrom(t, tt.source)
+			step := stride(t, tt.hurrying)
+			if step == 1 {
+				step = tt.step
+			}
+			t.Logf("every %dth point is tested", step)
+			for _, verb := range tt.verbs {
+				m.crash(t, m.verbs[verb], step)
+			}
+		})
 	}
 }
 
@@ -972,7 +1019,7 @@ func (m *matrix) crash(t *testing.T, op *operation, step int) int {
 
 // job is what a child shall do to one of the roots.
 func (m *matrix) job(root, verb string, kill int) childJob {
-	return childJob{Root: root, Programs: m.programs, Verb: verb, Kill: kill, Big: len(m.mounts) > 0}
+	return childJob{Root: root, Programs: m.programs, Verb: verb, Kill: kill, Big: len(m.mounts) > 0, Source: m.source}
 }
 
 // interruption is a root in which an operation, or its recovery, was killed.

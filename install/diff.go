@@ -28,6 +28,8 @@ type DiffOptions struct {
 	Services Services
 	// Daemon is asked what runs under it; nil under a root that is not running.
 	Daemon Daemon
+	// Images opens the image archives of a bundle; nil where there is none.
+	Images ImageSource
 	// ForceRestart allows a restart that kills containers. WithRunningPods allows what
 	// pods that run do not survive, such as another cgroup driver.
 	ForceRestart    bool
@@ -96,6 +98,8 @@ func diff(ctx context.Context, h *host.Host, state *desired.State, receipt *Rece
 			faults = append(faults, err)
 		}
 	}
+	d.firstBoot()
+	state = d.state
 	for i := range state.Artifacts {
 		note(d.artifact(&state.Artifacts[i]))
 	}
@@ -110,13 +114,15 @@ func diff(ctx context.Context, h *host.Host, state *desired.State, receipt *Rece
 	for i := range links {
 		note(d.link(&links[i]))
 	}
+	images, err := d.images(ctx)
+	note(err)
 	note(d.removals())
 	if d.plan.live {
 		note(d.kernel())
 	}
 	note(d.services(ctx))
 	note(d.discipline(ctx))
-	note(d.images())
+	d.plan.Items = append(d.plan.Items, images...)
 	if err := errors.Join(faults...); err != nil {
 		return nil, err
 	}
@@ -840,46 +846,6 @@ func reasons(causes []cause) []string {
 		}
 	}
 	return out
-}
-
-// images plans imports. An archive whose size and time are as at its import is not
-// read again.
-func (d *differ) images() error {
-	for i := range d.state.Images {
-		img := &d.state.Images[i]
-		it := Item{Kind: KindImage, Path: img.File, Origin: img.Origin, Action: Keep, image: img}
-		var was *Imported
-		if d.receipt != nil {
-			if j := slices.IndexFunc(d.receipt.Images, func(x Imported) bool { return x.File == img.File }); j >= 0 {
-				was = &d.receipt.Images[j]
-			}
-		}
-		fi, err := os.Stat(img.File)
-		switch {
-		case err != nil && was != nil && !was.Pending:
-			// It was imported; a stick that is gone since is no fault.
-		case err != nil:
-			return fmt.Errorf("image %s: %w (from %s)", img.File, err, img.Origin)
-		case !fi.Mode().IsRegular():
-			return fmt.Errorf("image %s: is %s, not an archive (from %s)", img.File, typeName(fi.Mode()), img.Origin)
-		case was == nil:
-			it.Action, it.Reason = Import, "new"
-		case was.Pending && d.plan.live:
-			it.Action, it.Reason = Import, "waits since this root was made"
-		case was.Pin != img.Pin:
-			it.Action, it.Reason = Import, "its pin changes"
-		case was.Size != fi.Size() || was.MTime != fi.ModTime().UnixNano():
-			sum, err := digestArchive(img.File)
-			if err != nil {
-				return fmt.Errorf("image %s: %w", img.File, err)
-			}
-			if sum != was.SHA256 {
-				it.Action, it.Reason = Import, "the archive changed"
-			}
-		}
-		d.add(it)
-	}
-	return nil
 }
 
 // Drifted is one owned path that is not as it was written.

@@ -15,6 +15,7 @@ import (
 	"github.com/nodeprep/nodeprep/internal/daemon"
 	"github.com/nodeprep/nodeprep/internal/desired"
 	"github.com/nodeprep/nodeprep/internal/diag"
+	"github.com/nodeprep/nodeprep/internal/imagearchive"
 	"github.com/nodeprep/nodeprep/systemd"
 )
 
@@ -40,9 +41,14 @@ func (f *runtimeFake) answer(d desired.Daemon) error {
 
 func (f *runtimeFake) Healthy(context.Context, desired.Daemon) error        { return nil }
 func (f *runtimeFake) Process(context.Context, desired.Daemon) (int, error) { return 7, nil }
-func (f *runtimeFake) Import(context.Context, desired.Daemon, desired.Image, io.Reader) ([]string, error) {
+func (f *runtimeFake) Import(context.Context, desired.Daemon, desired.Image, io.Reader, *imagearchive.Archive) ([]daemon.Image, error) {
 	return nil, nil
 }
+func (f *runtimeFake) Images(context.Context, desired.Daemon) ([]daemon.Image, error) {
+	return nil, nil
+}
+func (f *runtimeFake) Pin(context.Context, desired.Daemon, []string) error   { return nil }
+func (f *runtimeFake) Unpin(context.Context, desired.Daemon, []string) error { return nil }
 func (f *runtimeFake) Tasks(_ context.Context, d desired.Daemon) ([]daemon.Task, error) {
 	return slices.Clone(f.tasks), f.answer(d)
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/nodeprep/nodeprep/internal/daemon"
 	"github.com/nodeprep/nodeprep/internal/desired"
 	"github.com/nodeprep/nodeprep/internal/host"
+	"github.com/nodeprep/nodeprep/internal/imagearchive"
 	"github.com/nodeprep/nodeprep/systemd"
 )
 
@@ -66,6 +67,7 @@ type machine struct {
 	lost                  []daemon.Task
 	killMode              string
 	wrong                 []string // orders that make no sense
+	pinned                bool     // of its image
 }
 
 // file is a file's content on the disk, "" for none.
@@ -161,12 +163,36 @@ func (m *machine) Healthy(_ context.Context, want desired.Daemon) error {
 func (m *machine) Process(context.Context, desired.Daemon) (int, error) { return 7, m.call("peer") }
 
 // Import takes an image.
-func (m *machine) Import(_ context.Context, _ desired.Daemon, _ desired.Image, archive io.Reader) ([]string, error) {
+func (m *machine) Import(_ context.Context, _ desired.Daemon, img desired.Image, archive io.Reader, _ *imagearchive.Archive) ([]daemon.Image, error) {
 	if err := m.call("import"); err != nil {
 		return nil, err
 	}
 	_, err := io.Copy(io.Discard, archive)
-	return []string{"image"}, err
+	m.pinned = img.Pin
+	return []daemon.Image{{Name: "docker.io/library/app:1", Pinned: img.Pin, Changed: true}}, err
+}
+
+// Images are those that it has.
+func (m *machine) Images(context.Context, desired.Daemon) ([]daemon.Image, error) {
+	return []daemon.Image{{Name: "docker.io/library/app:1", Pinned: m.pinned}}, m.call("images")
+}
+
+// Pin pins.
+func (m *machine) Pin(_ context.Context, _ desired.Daemon, names []string) error {
+	err := m.call("pin")
+	if err == nil {
+		m.pinned = true
+	}
+	return err
+}
+
+// Unpin does the opposite.
+func (m *machine) Unpin(_ context.Context, _ desired.Daemon, names []string) error {
+	err := m.call("unpin")
+	if err == nil {
+		m.pinned = false
+	}
+	return err
 }
 
 // Tasks are what runs.
@@ -296,7 +322,7 @@ func newMachine(t *testing.T, verb string) (*machine, func() error) {
 		n.state.Files = append(n.state.Files, desired.File{Path: "/etc/new/dir/file", Content: []byte("x"), Mode: 0o600})
 		n.state.Images = []desired.Image{{File: archive}}
 	})
-	if err := os.WriteFile(archive, []byte("layers"), 0o600); err != nil {
+	if err := os.WriteFile(archive, pause("docker.io/library/app:1").tar(t), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if verb == "upgrade" {

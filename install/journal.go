@@ -120,8 +120,14 @@ type Journal struct {
 	Was    *desired.Daemon `json:"was,omitempty"`
 	Daemon desired.Daemon  `json:"daemon,omitzero"`
 
+	// Waited are image archives that go once the receipt says that they are imported.
+	// Pinned and Unpinned are images whose pins the run changes.
+	Waited   []string `json:"waited,omitempty"`
+	Pinned   []string `json:"pinned,omitempty"`
+	Unpinned []string `json:"unpinned,omitempty"`
+
 	// Purge are directories that uninstall removes with all that is in them. Last are
-	// directories that it removes at the end if they are empty, innermost first.
+	// directories that are removed at the end if they are empty, innermost first.
 	// Chain are the directories that end with StateDir and go with it, outermost first.
 	Purge []string `json:"purge,omitempty"`
 	Last  []string `json:"last,omitempty"`
@@ -231,6 +237,11 @@ func (j *Journal) check() error {
 	}
 	for _, p := range slices.Concat(j.Made, j.Mounts, j.Dirs, j.SelfDirs, j.Last, j.Purge, j.Chain) {
 		faults = append(faults, checkPath(p))
+	}
+	for _, p := range j.Waited {
+		if faults = append(faults, checkPath(p)); path.Dir(p) != ImagesDir {
+			faults = append(faults, fmt.Errorf("%s is not where image archives wait", p))
+		}
 	}
 	for _, p := range j.Scratch {
 		if p != "/" {
@@ -354,8 +365,21 @@ func (r *run) places() error {
 	if err != nil {
 		return err
 	}
+	images := filepath.Join(state, path.Base(ImagesDir))
 	r.addTop(StateDir)
 	for _, real := range targets {
+		if strings.HasPrefix(real, images+"/") {
+			// They are staged beside their directory, and put back in it.
+			for _, dir := range []string{state, images} {
+				fi, err := lstat(dir)
+				if err != nil {
+					return err
+				}
+				if fi != nil && fi.IsDir() {
+					scratch[r.shown(dir)] = true
+				}
+			}
+		}
 		if strings.HasPrefix(real, state+"/") {
 			continue // StateDir is looked through anyway
 		}

@@ -46,21 +46,27 @@ func TestOnlyTheWriterWrites(t *testing.T) {
 	}
 	m := newMatrix(t)
 	upgrade := m.verbs["upgrade"]
+	b := newMatrixFrom(t, aBundleOfARoot)
 	runs := []struct {
 		name, verb, template string
 		stray                bool
+		source               source
 	}{
-		{"install", "install", m.verbs["install"].template, false},
-		{"upgrade", "upgrade", upgrade.template, false},
-		{"rollback", "rollback", m.verbs["rollback"].template, false},
-		{"uninstall", "uninstall", m.verbs["uninstall"].template, false},
-		{"recover by reverting", "recover", m.interrupt(t, upgrade, upgrade.template, nil, "upgrade", len(upgrade.calls)/2, "reverting").root, false},
-		{"recover by finishing", "recover", m.interrupt(t, upgrade, upgrade.template, nil, "upgrade", len(upgrade.calls)-5, "finishing").root, false},
-		{"a change behind the writer's back", "upgrade", upgrade.template, true},
+		{"install", "install", m.verbs["install"].template, false, theFake},
+		{"install from a bundle", "install", b.verbs["install"].template, false, aBundleOfARoot},
+		{"upgrade", "upgrade", upgrade.template, false, theFake},
+		{"rollback", "rollback", m.verbs["rollback"].template, false, theFake},
+		{"uninstall", "uninstall", m.verbs["uninstall"].template, false, theFake},
+		{"recover by reverting", "recover", m.interrupt(t, upgrade, upgrade.template, nil, "upgrade", len(upgrade.calls)/2, "reverting").root, false, theFake},
+		{"recover by finishing", "recover", m.interrupt(t, upgrade, upgrade.template, nil, "upgrade", len(upgrade.calls)-5, "finishing").root, false, theFake},
+		{"a change behind the writer's back", "upgrade", upgrade.template, true, theFake},
 	}
 	for _, tt := range runs {
 		t.Run(tt.name, func(t *testing.T) {
-			root := filepath.Join(m.dir, "traced")
+			root, programs := filepath.Join(m.dir, "traced"), m.programs
+			if tt.source != theFake {
+				programs = b.programs
+			}
 			copyTree(t, tt.template, root)
 			out := filepath.Join(m.dir, "trace")
 			var names []string
@@ -68,7 +74,7 @@ func TestOnlyTheWriterWrites(t *testing.T) {
 				names = append(names, calls...)
 			}
 			slices.Sort(names)
-			c := childCommand(t, childJob{Root: root, Programs: m.programs, Verb: tt.verb, Log: true, Stray: tt.stray},
+			c := childCommand(t, childJob{Root: root, Programs: programs, Source: tt.source, Verb: tt.verb, Log: true, Stray: tt.stray},
 				strace, "-f", "-y", "-s", "4096", "-o", out, "-e", "signal=none", "-e", "trace="+strings.Join(slices.Compact(names), ","))
 			if text, err := c.CombinedOutput(); err != nil {
 				t.Fatalf("%s: %v\n%s", c, err, text)

@@ -28,7 +28,9 @@ const (
 	Start   Action = "start"   // a unit
 	Stop    Action = "stop"    // a unit
 	Restart Action = "restart" // a unit
-	Import  Action = "import"  // an image
+	Import  Action = "import"  // an image archive
+	Pin     Action = "pin"     // images of an archive, against the kubelet's garbage collection
+	Unpin   Action = "unpin"   // the same, no longer
 )
 
 // Item is one line of a plan.
@@ -67,6 +69,13 @@ type Item struct {
 	symlink  *desired.Link
 	artifact *desired.Artifact
 	image    *desired.Image
+	// imported is what the receipt has of an image, as it would be now; nil for a new one.
+	// replaced is what its archive held before. waits is where the archive waits on this
+	// machine, names are those whose pins change.
+	imported *Imported
+	replaced *Imported
+	waits    string
+	names    []string
 	own      *Owned
 	real     string // where the path leads on this machine
 	// first marks nodeprep's own files.
@@ -125,6 +134,9 @@ type Plan struct {
 	receipt *Receipt
 	live    bool
 	verb    Verb
+	// forgotten are images that are no longer wanted and have a pin that cannot be taken
+	// from them yet.
+	forgotten []Imported
 	// back is the receipt of the generation that a rollback goes back to.
 	back *Receipt
 	// again makes the plan anew, after another run changed the host.

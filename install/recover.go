@@ -290,6 +290,7 @@ func (r *run) revert(ctx context.Context, was touched) error {
 	if len(comeBack) > 0 {
 		note(&faults, r.startDependents(ctx))
 	}
+	r.pinsBack(ctx)
 	if len(files) == 0 {
 		note(&files, r.cleanUp())
 	}
@@ -731,6 +732,9 @@ func (r *run) finishRun() error {
 				return err
 			}
 		}
+	}
+	if err := r.dropWaited(); err != nil {
+		return fmt.Errorf("remove imported archives: %w", err)
 	}
 	if err := r.pruneAll(); err != nil {
 		return fmt.Errorf("remove old generations: %w", err)

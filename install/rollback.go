@@ -86,7 +86,8 @@ func kept(root *host.Root, n int) (*Journal, *Receipt, error) {
 
 // DiffRollback compares a host with what it was in an earlier generation; to is its
 // number, or 0 for the one before the current. What was changed since by somebody else
-// is refused as in Diff. Images stay imported, and nodeprep itself stays what it is. A
+// is refused as in Diff. Images stay imported, those that wait for a first boot become those of
+// then, and nodeprep itself stays what it is. A
 // mode or owner that was repaired stays repaired: what the generation wanted is that too.
 // A generation that is not kept is *NoGenerationError.
 func DiffRollback(ctx context.Context, h *host.Host, receipt *Receipt, to int, opt DiffOptions) (*Plan, error) {
@@ -452,7 +453,11 @@ func (r *run) receiptBack() (*Receipt, error) {
 	now, then := r.plan.receipt, r.plan.back
 	rec := *then
 	rec.Format, rec.ID, rec.Generation, rec.Nodeprep, rec.Time = receiptFormat, r.id, r.j.To, r.opt.Version, r.h.Now().UTC()
-	rec.Images, rec.Generations, rec.Tops, rec.Salt = now.Images, now.Generations, r.farTops(), now.Salt
+	rec.Generations, rec.Tops, rec.Salt = now.Generations, r.farTops(), now.Salt
+	var err error
+	if rec.Images, err = r.imagesBack(now, then); err != nil {
+		return nil, err
+	}
 	rec.Owned, rec.Artifacts = nil, slices.Clone(then.Artifacts)
 	for i := range rec.Artifacts {
 		a := &rec.Artifacts[i]
@@ -478,7 +483,7 @@ func (r *run) receiptBack() (*Receipt, error) {
 		if err != nil {
 			return nil, err
 		}
-		if own.Kind == KindDir {
+		if own.Kind == KindDir || path.Dir(own.Path) == ImagesDir {
 			if fi != nil {
 				rec.Owned = append(rec.Owned, own)
 			}

@@ -802,7 +802,7 @@ func TestRollbackKeepsImages(t *testing.T) {
 	n.live()
 	n.apply()
 	archive := filepath.Join(t.TempDir(), "pause.tar")
-	if err := os.WriteFile(archive, []byte("layers"), 0o600); err != nil {
+	if err := os.WriteFile(archive, pause().tar(t), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	n.change(func() {

@@ -40,8 +40,9 @@ type staging struct {
 	mu    sync.Mutex
 	n     int
 	items []*staged
-	// archives and their releases, by component.
+	// archives and their releases, by component; images are those that were looked into.
 	archives map[string]*Archive
+	images   map[*desired.Image]*checkedImage
 	// removals are items that go without a successor.
 	removals []Item
 	// self are the items of nodeprep's own files.
@@ -73,6 +74,10 @@ func (r *run) tempName(real string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	// Where images wait there is nothing else, not for a moment.
+	if images, err := r.root.Resolve(ImagesDir); err == nil && dir == images {
+		dir = filepath.Dir(images)
+	}
 	r.staging.n++
 	base := filepath.Base(real)
 	if len(base) > 200 {
@@ -100,7 +105,10 @@ func (r *run) stage(ctx context.Context) error {
 	if err := r.prepare(); err != nil {
 		return err
 	}
-	if err := errors.Join(r.writable(), r.readable()); err != nil {
+	if err := r.writable(); err != nil {
+		return err
+	}
+	if err := r.checkImages(ctx); err != nil {
 		return err
 	}
 	if err := r.begin(); err != nil {
@@ -136,8 +144,9 @@ func (r *run) stage(ctx context.Context) error {
 			r.staging.removals = append(r.staging.removals, *it)
 		}
 	}
+	images := r.stageImages(ctx)
 	err := g.Wait()
-	if err := errors.Join(err, syncs.Wait()); err != nil {
+	if err := errors.Join(images, err, syncs.Wait()); err != nil {
 		return r.explain(err)
 	}
 	return r.settleArtifacts(ctx)
@@ -191,6 +200,9 @@ func (r *run) targets() []string {
 	}
 	if state, err := r.root.Locate(ReceiptPath); err == nil {
 		out = append(out, state)
+	}
+	if images, err := r.root.Locate(waitingPath("archive")); err == nil && !r.runsImages() && len(r.imports()) > 0 {
+		out = append(out, images)
 	}
 	return out
 }
@@ -258,25 +270,6 @@ func mountPoints() (map[string]bool, error) {
 		}
 	}
 	return out, lines.Err()
-}
-
-// readable finds image archives that cannot be read before anything is written: they
-// are imported last.
-func (r *run) readable() error {
-	var faults []error
-	for i := range r.plan.Items {
-		it := &r.plan.Items[i]
-		if it.Action != Import {
-			continue
-		}
-		f, err := os.Open(it.Path)
-		if err != nil {
-			faults = append(faults, fmt.Errorf("import image: %w (from %s)", err, it.Origin))
-			continue
-		}
-		f.Close()
-	}
-	return errors.Join(faults...)
 }
 
 // obtain has every release file at hand, several at once.
@@ -355,6 +348,9 @@ func (r *run) space() error {
 		if err != nil {
 			return err
 		}
+	}
+	if err := r.imageSpace(add); err != nil {
+		return err
 	}
 	if err := add(StateDir, 256<<10, 4); err != nil {
 		return err

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -493,75 +492,13 @@ func TestWarningsAreToldOnce(t *testing.T) {
 	}
 }
 
-func TestImageByALink(t *testing.T) {
-	n := newNode(t)
-	n.live()
-	dir := t.TempDir()
-	archive, link := filepath.Join(dir, "pause-3.10.tar"), filepath.Join(dir, "pause.tar")
-	if err := os.WriteFile(archive, []byte("layers"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(archive, link); err != nil {
-		t.Fatal(err)
-	}
-	n.state.Images = []desired.Image{{File: link}}
-	// containerd stops reading where tar ends.
-	n.opt.Daemon = sips{n.daemon}
-	n.apply()
-	rec, err := ReadReceipt(n.h.Root)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if want := digest("", false, []byte("layers")); rec.Images[0].SHA256 != want || rec.Images[0].Pending {
-		t.Errorf("the receipt has %+v, want sha256 %s", rec.Images[0], want)
-	}
-	if err := os.Chtimes(archive, time.Time{}, time.Now().Add(time.Hour)); err != nil {
-		t.Fatal(err)
-	}
-	if plan := n.diff(); !plan.Empty() {
-		t.Errorf("a touched archive is planned: %v", actions(plan))
-	}
-}
-
-// sips reads the first bytes of an archive.
-type sips struct{ *fakeDaemon }
-
-func (s sips) Import(_ context.Context, _ desired.Daemon, _ desired.Image, archive io.Reader) ([]string, error) {
-	_, err := io.ReadFull(archive, make([]byte, 2))
-	return nil, err
-}
-
-func TestImageThatCannotBeReadStopsEarly(t *testing.T) {
-	n := newNode(t)
-	n.live()
-	archive := filepath.Join(t.TempDir(), "pause.tar")
-	if err := os.WriteFile(archive, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	n.state.Images = []desired.Image{{File: archive}}
-	plan := n.diff()
-	before := n.tree(true)
-	if err := os.Remove(archive); err != nil {
-		t.Fatal(err)
-	}
-	_, err := Apply(t.Context(), n.h, plan, n.opt)
-	if reverted := (*RevertedError)(nil); err == nil || errors.As(err, &reverted) || !strings.Contains(err.Error(), archive) {
-		t.Errorf("apply = %v, want a refusal before anything is written", err)
-	}
-	n.same(before, true, "refusal")
-	n.state.Images = []desired.Image{{File: filepath.Dir(archive)}}
-	if _, err := Diff(t.Context(), n.h, n.state, nil, n.opt.DiffOptions); err == nil || !strings.Contains(err.Error(), "is a directory, not an archive") {
-		t.Errorf("a directory for an archive: %v", err)
-	}
-}
-
 // TestImportDoesNotWaitForADeadDaemon: the hour that a large archive may take is not
 // for a socket where nobody answers.
 func TestImportDoesNotWaitForADeadDaemon(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	c := Containerd{wait: 50 * time.Millisecond}
-	_, err := c.Import(ctx, desired.Daemon{Address: filepath.Join(t.TempDir(), "none.sock")}, desired.Image{}, strings.NewReader(""))
+	_, err := c.Import(ctx, desired.Daemon{Address: filepath.Join(t.TempDir(), "none.sock")}, desired.Image{}, strings.NewReader(""), nil)
 	if err == nil || ctx.Err() != nil {
 		t.Errorf("Import = %v; the import's own time: %v", err, ctx.Err())
 	}
@@ -572,7 +509,7 @@ func TestImportAsksWhoAnswersFirst(t *testing.T) {
 	n.live()
 	n.apply()
 	archive := filepath.Join(t.TempDir(), "pause.tar")
-	if err := os.WriteFile(archive, nil, 0o600); err != nil {
+	if err := os.WriteFile(archive, pause().tar(t), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	n.state.Images = []desired.Image{{File: archive}}

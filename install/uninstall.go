@@ -37,7 +37,9 @@ type uninstalling struct {
 const savedEnding = ".before-nodeprep"
 
 // DiffUninstall plans to remove all that the receipt owns and nobody changed, and to give
-// back what was there before. A host without a receipt has an empty plan.
+// back what was there before. A host without a receipt has an empty plan. Images stay in
+// containerd's data, which stays too, with their pins: whoever runs a containerd on that again
+// has what he had. Archives that wait for a first boot go.
 func DiffUninstall(ctx context.Context, h *host.Host, receipt *Receipt, opt DiffOptions, un UninstallOptions) (*Plan, error) {
 	return steady(ctx, h, receipt, func(receipt *Receipt) (*Plan, error) { return diffUninstall(ctx, h, receipt, opt, un) })
 }
@@ -457,7 +459,7 @@ func (r *run) strangers(state string) ([]string, error) {
 	for _, e := range entries {
 		name := e.Name()
 		switch name {
-		case "journal.json", "receipt.json", "result.json", "generations", "original", "cache":
+		case "journal.json", "receipt.json", "result.json", "generations", "original", "cache", path.Base(ImagesDir):
 			continue
 		}
 		if !isStagingName(name, "journal.json") && !isStagingName(name, "receipt.json") {

@@ -194,21 +194,56 @@ func TestRecoverUnit(t *testing.T) {
 		}
 	}
 
+	parsed(t, f)
+}
+
+// parsed has systemd's own parser look at one of nodeprep's units.
+func parsed(t *testing.T, f desired.File) {
+	t.Helper()
 	verify, err := exec.LookPath("systemd-analyze")
 	if err != nil {
-		t.Skip("no systemd-analyze here (Debian package systemd): the recovery unit is not checked by systemd's own parser")
+		t.Skip("no systemd-analyze here (Debian package systemd): nodeprep's own units are not checked by systemd's own parser")
 	}
 	dir := t.TempDir()
 	content := strings.ReplaceAll(string(f.Content), Program, "/bin/true")
-	for name, c := range map[string]string{RecoverUnitName: content, UnitName: "[Service]\nExecStart=/bin/true\n"} {
+	for name, c := range map[string]string{f.Unit: content, UnitName: "[Service]\nExecStart=/bin/true\n"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(c), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	cmd := exec.CommandContext(t.Context(), verify, "verify", "--man=no", "--generators=no", filepath.Join(dir, RecoverUnitName))
+	cmd := exec.CommandContext(t.Context(), verify, "verify", "--man=no", "--generators=no", filepath.Join(dir, f.Unit))
 	cmd.Env = append(os.Environ(), "SYSTEMD_UNIT_PATH="+dir+":")
 	out, err := cmd.CombinedOutput()
 	if err != nil || strings.Contains(string(out), "nodeprep") {
 		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
 	}
+}
+
+func TestFirstBootUnit(t *testing.T) {
+	f := FirstBootUnit(diag.Origin{})
+	if f.Path != "/etc/systemd/system/nodeprep-firstboot.service" || f.First || f.Unit != FirstBootUnitName || f.Effect != desired.EffectUnit {
+		t.Errorf("%+v", f)
+	}
+	got := map[string]string{}
+	for _, a := range (Fragment{Content: f.Content}).Assignments() {
+		got[a.Key] = a.Value
+	}
+	for key, want := range map[string]string{
+		"Type": "oneshot", "ExecStart": "/usr/local/bin/nodeprep firstboot", "WantedBy": "multi-user.target", "RemainAfterExit": "no",
+		"ConditionPathExists": "/var/lib/nodeprep/images", "Before": "kubelet.service", "After": "containerd.service", "Requires": "containerd.service",
+	} {
+		if diff := cmp.Diff(want, got[key]); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", key, diff)
+		}
+	}
+	// A restart of containerd does not run it again, and no boot waits without end.
+	for _, key := range []string{"RequiredBy", "PartOf", "BindsTo", "Restart", "DefaultDependencies"} {
+		if v, ok := got[key]; ok {
+			t.Errorf("it has %s=%s", key, v)
+		}
+	}
+	if got["TimeoutStartSec"] == "" || got["TimeoutStartSec"] == "infinity" {
+		t.Errorf("TimeoutStartSec=%s", got["TimeoutStartSec"])
+	}
+	parsed(t, f)
 }

@@ -107,6 +107,7 @@ type Plugin struct {
 	ID    string // e.g. cri
 	State State
 	Err   string // the plugin's own words when State is not ok
+	Root  string // the folder of a store of content or snapshots, if it tells
 }
 
 // Plugins lists the daemon's plugins in the order in which they were loaded.
@@ -117,7 +118,7 @@ func (d *Client) Plugins(ctx context.Context) ([]Plugin, error) {
 	}
 	var out []Plugin
 	for _, p := range r.Plugins {
-		plugin := Plugin{Type: p.Type, ID: p.ID, State: StateOK}
+		plugin := Plugin{Type: p.Type, ID: p.ID, State: StateOK, Root: p.Exports["root"]}
 		if p.InitErr != nil {
 			plugin.State, plugin.Err = StateError, p.InitErr.Message
 			// The error's code is Unknown for both kinds; containerd's own ctr looks at the

@@ -36,13 +36,13 @@ func plugins(except ...Plugin) []Plugin {
 
 func TestHealth(t *testing.T) {
 	var (
-		imagesFailed  = Plugin{"io.containerd.cri.v1", "images", StateError, "failed to find snapshotter"}
+		imagesFailed  = Plugin{Type: "io.containerd.cri.v1", ID: "images", State: StateError, Err: "failed to find snapshotter"}
 		noImages      = Plugin{Type: "io.containerd.cri.v1", ID: "images"}
 		noRuntime     = Plugin{Type: "io.containerd.cri.v1", ID: "runtime"}
 		noCRI         = Plugin{Type: "io.containerd.grpc.v1", ID: "cri"}
-		criFailed     = Plugin{"io.containerd.grpc.v1", "cri", StateError, "`mirrors` cannot be set when `config_path` is provided"}
-		overlaySkip   = Plugin{"io.containerd.snapshotter.v1", "overlayfs", StateSkip, "no overlay: skip plugin"}
-		overlayBroken = Plugin{"io.containerd.snapshotter.v1", "overlayfs", StateError, "permission denied"}
+		criFailed     = Plugin{Type: "io.containerd.grpc.v1", ID: "cri", State: StateError, Err: "`mirrors` cannot be set when `config_path` is provided"}
+		overlaySkip   = Plugin{Type: "io.containerd.snapshotter.v1", ID: "overlayfs", State: StateSkip, Err: "no overlay: skip plugin"}
+		overlayBroken = Plugin{Type: "io.containerd.snapshotter.v1", ID: "overlayfs", State: StateError, Err: "permission denied"}
 	)
 	for name, c := range map[string]struct {
 		version     string

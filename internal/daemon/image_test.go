@@ -3,7 +3,6 @@ package daemon
 import (
 	"bytes"
 	"errors"
-	"io"
 	"strings"
 	"testing"
 
@@ -33,30 +32,6 @@ func zstded(t *testing.T, b []byte) []byte {
 		t.Fatal(err)
 	}
 	return w.EncodeAll(b, nil)
-}
-
-func TestDecompress(t *testing.T) {
-	plain := []byte(strings.Repeat("manifest.json ", 1000))
-	for name, in := range map[string][]byte{"tar": plain, "gzip": gzipped(t, plain), "zstd": zstded(t, plain), "short": []byte("ab")} {
-		t.Run(name, func(t *testing.T) {
-			r, closeReader, err := decompress(bytes.NewReader(in))
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer closeReader()
-			got, err := io.ReadAll(r)
-			want := plain
-			if name == "short" {
-				want = in
-			}
-			if err != nil || !bytes.Equal(got, want) {
-				t.Errorf("got %d bytes, %v; want %d", len(got), err, len(want))
-			}
-		})
-	}
-	if _, _, err := decompress(strings.NewReader("")); err == nil {
-		t.Error("an empty archive is no error")
-	}
 }
 
 func TestNames(t *testing.T) {

@@ -1,10 +1,13 @@
 package daemon
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"flag"
 	"os"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -133,5 +136,34 @@ func TestRealTasks(t *testing.T) {
 	awaitEnded(t, w, begin, "brief", "frozen", "nginx", "pause")
 	if err := d.StopTasks(ctx, time.Second); err != nil {
 		t.Errorf("with nothing to stop: %v", err)
+	}
+}
+
+// A disk that fills during an import is named; what was there before still works.
+func TestRealDiskFills(t *testing.T) {
+	d := realDaemon(t, func(root string) func() error {
+		if err := syscall.Mount("tmpfs", root, "tmpfs", 0, "size=12m"); err != nil {
+			t.Fatal(err)
+		}
+		return func() error { return syscall.Unmount(root, syscall.MNT_DETACH) }
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	amd64 := ImportOptions{Snapshotter: "native", Platform: "linux/amd64"}
+	small, err := d.Import(ctx, bytes.NewReader(dockerArchive(t, "small:1", "x", linux("amd64"))), amd64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, size := range map[string]int{"while it is sent": 16 << 20, "while it is unpacked": 7 << 20} {
+		_, err := d.Import(ctx, bytes.NewReader(dockerArchive(t, "large:1", strings.Repeat("x", size), linux("amd64"))), amd64)
+		t.Log(err)
+		if !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), "the disk of /") || !strings.Contains(err.Error(), "/root/io.containerd.") {
+			t.Errorf("%s: %v", name, err)
+		}
+		list, err := d.Images(ctx, "")
+		if err != nil || slices.ContainsFunc(list, func(i Image) bool { return strings.Contains(i.Name, "large") }) {
+			t.Errorf("%s: images %+v, %v", name, list, err)
+		}
+		wantReady(ctx, t, d, small[0].Name)
 	}
 }

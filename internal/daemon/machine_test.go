@@ -8,6 +8,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -50,8 +51,9 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
     bin_dir = %[7]q
 `
 
-// realDaemon starts the daemon given by -containerd and connects to it.
-func realDaemon(t *testing.T) *Client {
+// realDaemon starts the daemon given by -containerd and connects to it. What is to be done
+// to its folder first is done to it, and undone at the end.
+func realDaemon(t *testing.T, first ...func(root string) (undo func() error)) *Client {
 	t.Helper()
 	if *binary == "" {
 		t.Skip(`needs a containerd binary, and root: "go test ./internal/daemon -containerd PATH"`)
@@ -66,6 +68,13 @@ func realDaemon(t *testing.T) *Client {
 	if err := os.WriteFile(in("config.toml"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	var undo []func() error
+	for _, do := range first {
+		if err := os.Mkdir(in("root"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		undo = append(undo, do(in("root")))
+	}
 	var log bytes.Buffer
 	cmd := exec.Command(*binary, "--config", in("config.toml"))
 	cmd.Stdout, cmd.Stderr = &log, &log
@@ -77,6 +86,11 @@ func realDaemon(t *testing.T) *Client {
 		_ = cmd.Wait()
 		if t.Failed() {
 			t.Logf("the daemon's log:\n%s", &log)
+		}
+		for _, u := range undo {
+			if err := u(); err != nil {
+				t.Error(err)
+			}
 		}
 		if err := os.RemoveAll(dir); err != nil {
 			t.Error(err)
@@ -276,6 +290,68 @@ func TestRealDaemon(t *testing.T) {
 		wantReady(ctx, t, d, got[0].Name)
 	})
 
+	t.Run("several images, one without a layer", func(t *testing.T) {
+		b := severalImages(t, []string{"first:1", "halved:1", "last:1"}, []string{"halved:1"})
+		got, err := d.Import(ctx, bytes.NewReader(b), amd64)
+		if err == nil || !strings.Contains(err.Error(), "import image docker.io/library/halved:1: the archive lacks a part") || strings.Contains(err.Error(), "\n") {
+			t.Errorf("error %v", err)
+		}
+		if len(got) != 2 || got[0].Name != "docker.io/library/first:1" || got[1].Name != "docker.io/library/last:1" {
+			t.Fatalf("got %+v", got)
+		}
+		for _, img := range got {
+			wantReady(ctx, t, d, img.Name)
+		}
+		there, err := d.Present(ctx, "", []string{got[0].Name, "docker.io/library/halved:1"})
+		if diff := cmp.Diff(map[string]string{got[0].Name: got[0].Digest}, there); diff != "" || err != nil {
+			t.Errorf("%v, present (-want +got):\n%s", err, diff)
+		}
+	})
+
+	t.Run("what was looked into", func(t *testing.T) {
+		b := ociArchive(t, "known:1", "known", "", linux("arm64"), linux("amd64"))
+		known := amd64
+		known.Archive = inspected(t, b)
+		got, err := d.Import(ctx, bytes.NewReader(b), known)
+		if err != nil || len(got) != 1 || !got[0].Changed || got[0].Digest != known.Archive.Images[0].Digest {
+			t.Fatalf("got %+v, %v", got, err)
+		}
+		wantReady(ctx, t, d, got[0].Name)
+		if ok, err := d.Has(ctx, got[0].Name, got[0].Digest, "native", "linux/amd64"); !ok || err != nil {
+			t.Errorf("has %v, %v", ok, err)
+		}
+		if ok, err := d.Has(ctx, got[0].Name, got[0].Digest, "native", "linux/arm64"); ok || err != nil {
+			t.Errorf("for another platform: has %v, %v", ok, err)
+		}
+		if _, err := d.Import(ctx, iotestErr{errors.New("it was read")}, known); err != nil {
+			t.Errorf("once more: %v", err)
+		}
+		if got, err := d.Import(ctx, bytes.NewReader(b), amd64); err != nil || got[0].Changed {
+			t.Errorf("once more, read: %+v, %v", got, err)
+		}
+		wantReady(ctx, t, d, got[0].Name)
+	})
+
+	t.Run("pins", func(t *testing.T) {
+		const name = "docker.io/library/single:1"
+		if _, err := d.Import(ctx, bytes.NewReader(ociArchive(t, "single:1", "x", "", linux("amd64"))), amd64); err != nil {
+			t.Fatal(err)
+		}
+		awaitLabel(ctx, t, d, name, "io.cri-containerd.image")
+		for _, c := range []struct {
+			set  func(context.Context, string, []string) error
+			want string
+		}{{d.Pin, "pinned"}, {d.Pin, "pinned"}, {d.Unpin, ""}, {d.Unpin, ""}} {
+			if err := c.set(ctx, "", []string{"docker.io/library/nonesuch:1", name}); err != nil {
+				t.Error(err)
+			}
+			img, err := d.c.ImageService().Get(namespaces.WithNamespace(ctx, "k8s.io"), name)
+			if err != nil || img.Labels["io.cri-containerd.pinned"] != c.want || img.Labels["io.cri-containerd.image"] != "managed" {
+				t.Errorf("labels %v, %v, want the pin %q", img.Labels, err, c.want)
+			}
+		}
+	})
+
 	t.Run("what is there of the images", func(t *testing.T) {
 		all, err := d.ImageStates(ctx, "", "linux/amd64", "native")
 		if err != nil || len(all) < 3 {
@@ -415,5 +491,30 @@ func awaitLabel(ctx context.Context, t *testing.T, d *Client, name, label string
 			t.Fatalf("%s has no label %s: %v", name, label, img.Labels)
 		case <-tick.C:
 		}
+	}
+}
+
+// unpackTar is what archiveOf packed.
+func unpackTar(t *testing.T, b []byte) map[string][]byte {
+	t.Helper()
+	out := map[string][]byte{}
+	for r := tar.NewReader(bytes.NewReader(b)); ; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			return out
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out[h.Name], err = io.ReadAll(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func decode(t *testing.T, b []byte, v any) {
+	t.Helper()
+	if err := json.Unmarshal(b, v); err != nil {
+		t.Fatal(err)
 	}
 }

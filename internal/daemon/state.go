@@ -1,13 +1,9 @@
 package daemon
 
 import (
-	"archive/tar"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
-	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -308,58 +304,4 @@ func (l looker) manifest(ctx context.Context, desc ocispec.Descriptor, s *ImageS
 		}
 	}
 	return nil
-}
-
-// maxIndex bounds the lists of images that an archive may have.
-const maxIndex = 4 << 20
-
-// ArchiveNames lists the full names of the images of an archive that Import would read,
-// without a daemon. It reads the archive to its end. The error wraps ErrNoImage when
-// there are none with a name.
-func ArchiveNames(r io.Reader) ([]string, error) {
-	r, closeReader, err := decompress(r)
-	if err != nil {
-		return nil, err
-	}
-	defer closeReader()
-	var index ocispec.Index
-	var saved []struct{ RepoTags []string }
-	for t := tar.NewReader(r); ; {
-		h, err := t.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read archive: %w", err)
-		}
-		var into any
-		switch path.Clean(h.Name) {
-		case ocispec.ImageIndexFile:
-			into = &index
-		case "manifest.json":
-			into = &saved
-		default:
-			continue
-		}
-		if err := json.NewDecoder(io.LimitReader(t, maxIndex)).Decode(into); err != nil {
-			return nil, fmt.Errorf("read %s of the archive: %w", h.Name, err)
-		}
-	}
-	// "docker save" writes both; Import reads the index where there is one.
-	if len(index.Manifests) == 0 {
-		for _, s := range saved {
-			for _, tag := range s.RepoTags {
-				index.Manifests = append(index.Manifests, ocispec.Descriptor{Annotations: map[string]string{images.AnnotationImageName: tag}})
-			}
-		}
-	}
-	found, err := named(index)
-	if err != nil {
-		return nil, err
-	}
-	var out []string
-	for _, img := range found {
-		out = append(out, img.Name)
-	}
-	return out, nil
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -259,29 +258,5 @@ func TestImageStatesAreBounded(t *testing.T) {
 	}
 	if got, err := d.ImageStates(t.Context(), "", "linux/amd64", "", list.all[mostStates+1].Name); err != nil || len(got) != 1 || got[0].Unlooked {
 		t.Errorf("by name: %+v, %v", got, err)
-	}
-}
-
-func TestArchiveNames(t *testing.T) {
-	for name, c := range map[string]struct {
-		archive []byte
-		want    []string
-		err     error
-	}{
-		"docker save": {dockerArchive(t, "pause:3.10", "x", linux("amd64")), []string{"docker.io/library/pause:3.10"}, nil},
-		"oci layout":  {gzipped(t, ociArchive(t, "registry.k8s.io/pause:3.10", "x", "", linux("amd64"), linux("arm64"))), []string{"registry.k8s.io/pause:3.10"}, nil},
-		"nothing":     {archiveOf(t, "hello", []byte("x")), nil, ErrNoImage},
-	} {
-		got, err := ArchiveNames(bytes.NewReader(c.archive))
-		if diff := cmp.Diff(c.want, got); diff != "" || !errors.Is(err, c.err) {
-			t.Errorf("%s: %v (-want +got):\n%s", name, err, diff)
-		}
-	}
-	for name, archive := range map[string][]byte{
-		"no tar": []byte(strings.Repeat("no", 1000)), "empty": nil, "no json": archiveOf(t, "index.json", []byte("{")),
-	} {
-		if got, err := ArchiveNames(bytes.NewReader(archive)); err == nil {
-			t.Errorf("%s: %v, want an error", name, got)
-		}
 	}
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/nodeprep/nodeprep/checks"
 	"github.com/nodeprep/nodeprep/internal/diag"
+	"github.com/nodeprep/nodeprep/internal/host"
 )
 
 // Exit codes, the same for every verb.
@@ -56,12 +57,18 @@ type app struct {
 	env func(string) (string, bool)
 
 	profile   string
+	lock      string
 	root      string
 	artifacts []string
 	offline   bool
 	output    string
 	color     string
 	arch      string
+
+	// bundle is --bundle, source what it opened.
+	bundle     string
+	registryCA string
+	source     source
 
 	// result is what the verb found; printed once, at the end, for -o json and yaml.
 	result any
@@ -145,8 +152,19 @@ containerd, runc and the CNI plugins, starts the daemon and proves that it works
 	})
 	complete(root, "color", cobra.FixedCompletions([]cobra.Completion{"auto", "always", "never"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(a.initCommand(), a.validateCommand(), a.renderCommand(), a.planCommand(), a.applyCommand(),
-		a.checkCommand(), a.statusCommand(), a.rollbackCommand(), a.recoverCommand(), a.uninstallCommand(), a.versionCommand(), a.schemaCommand())
+		a.checkCommand(), a.statusCommand(), a.rollbackCommand(), a.recoverCommand(), a.firstBootCommand(), a.uninstallCommand(), a.lockCommand(), a.bundleCommand(), a.versionCommand(), a.schemaCommand())
 	return root
+}
+
+// network is what this command line allows of it.
+func (a *app) network() *host.Network {
+	switch {
+	case a.offline:
+		return host.NoNetwork("--offline")
+	case a.bundle != "":
+		return host.NoNetwork("--bundle")
+	}
+	return host.OpenNetwork()
 }
 
 // oneOf makes an error for a flag whose value is not among those allowed.

@@ -19,15 +19,16 @@ import (
 
 // applyResult is the machine form of an apply.
 type applyResult struct {
-	Root       string              `json:"root"`
-	Profiles   []string            `json:"profiles"`
-	Recovered  *install.Recovered  `json:"recovered,omitempty"`
-	Changed    []planItem          `json:"changed"`
-	Artifacts  []install.Installed `json:"artifacts,omitempty"`
-	Restarted  []string            `json:"restarted,omitempty"`
-	Started    []string            `json:"started,omitempty"`
-	Generation int                 `json:"generation"`
-	Phases     []install.PhaseTime `json:"phases,omitempty"`
+	Root       string                  `json:"root"`
+	Profiles   []string                `json:"profiles"`
+	Recovered  *install.Recovered      `json:"recovered,omitempty"`
+	Changed    []planItem              `json:"changed"`
+	Artifacts  []install.Installed     `json:"artifacts,omitempty"`
+	Images     []install.ImportedImage `json:"images,omitempty"`
+	Restarted  []string                `json:"restarted,omitempty"`
+	Started    []string                `json:"started,omitempty"`
+	Generation int                     `json:"generation"`
+	Phases     []install.PhaseTime     `json:"phases,omitempty"`
 	// Journal is how much of the phases went into keeping the journal.
 	Journal   time.Duration `json:"journal,omitempty"` // nanoseconds
 	Preflight checks.Report `json:"preflight,omitempty"`
@@ -83,7 +84,7 @@ func (a *app) apply(ctx context.Context, o planFlags, skip []string) error {
 		return err
 	}
 	result.Profiles = p.spec.Profiles
-	diffing := o.options(p.services(), p.daemon())
+	diffing := a.diffing(o, p)
 	plan, err := install.Diff(ctx, p.host, &p.state, p.receipt, diffing)
 	if err != nil {
 		return err
@@ -133,7 +134,7 @@ func (a *app) apply(ctx context.Context, o planFlags, skip []string) error {
 		for _, it := range done.Changed {
 			result.Changed = append(result.Changed, planItem{Item: it, Diff: itemDiff(it)})
 		}
-		result.Artifacts, result.Restarted, result.Started = done.Artifacts, done.Restarted, done.Started
+		result.Artifacts, result.Images, result.Restarted, result.Started = done.Artifacts, done.Images, done.Restarted, done.Started
 		result.Generation, result.Phases, result.Journal = done.Generation, done.Phases, done.Journal
 		result.Warnings = append(result.Warnings, done.Warnings...)
 	}
@@ -211,11 +212,34 @@ func (a *app) printApplied(p *prepared, done *install.Result) {
 	for _, x := range done.Artifacts {
 		fmt.Fprintf(a.out, "%s %s: %s, sha256 %s (%s)\n", x.Component, x.Version, x.File, x.SHA256, x.SHA256From)
 	}
+	for _, img := range done.Images {
+		fmt.Fprintln(a.out, imageLine(img))
+	}
 	a.printDone(done, fmt.Sprintf("generation %d of %s", done.Generation, p.root.Dir()))
+}
+
+// imageLine says what became of an image.
+func imageLine(img install.ImportedImage) string {
+	line := "image " + img.Name + " from " + img.Archive + ": "
+	switch {
+	case img.Pending:
+		line += "waits for the first boot"
+	case img.Present:
+		line += "was there already, " + img.Digest
+	default:
+		line += img.Digest
+	}
+	if img.Pinned {
+		line += ", pinned"
+	}
+	return line
 }
 
 // store is where artifacts come from, for this command line and profile.
 func (a *app) store(p *prepared) (install.Artifacts, error) {
+	if a.source.node != nil {
+		return install.Bundled{Node: a.source.node, Name: a.source.bundle.Name(), Root: p.root, LibC: p.facts.LibC}, nil
+	}
 	dirs, err := a.artifactFolders()
 	if err != nil {
 		return nil, err
@@ -230,7 +254,7 @@ func (a *app) store(p *prepared) (install.Artifacts, error) {
 		}
 	}
 	return install.Releases{
-		Store: &release.Store{Dirs: dirs, CacheDir: cache, Sources: p.state.Sources, Offline: a.offline},
+		Store: &release.Store{Dirs: dirs, CacheDir: cache, Sources: p.state.Sources, Offline: a.offline, Network: a.network()},
 		Root:  p.root,
 		LibC:  p.facts.LibC,
 	}, nil

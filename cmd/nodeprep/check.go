@@ -360,8 +360,9 @@ func (a *app) outside(t *target, b basis, open *connections) checks.Outside {
 		Host: t.host, Facts: b.facts, Live: t.root.Live(), Applying: b.applying,
 		Spec: b.spec, Receipt: lastApply(t.root, b.receipt, a.profile), Env: a.env,
 	}
-	if !a.offline {
-		o.Dial = new(net.Dialer).DialContext
+	// Where nothing is to be reached, checks that would reach for it are left out.
+	if network := a.network(); !network.Forbidden() {
+		o.Dial = network.DialContext
 	}
 	if o.Live {
 		o.Units = func(ctx context.Context) (checks.Units, error) { return open.systemd(ctx, t) }

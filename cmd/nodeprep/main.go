@@ -38,6 +38,11 @@ func run(ctx context.Context, args []string, io stdio, env func(string) (string,
 		// buffers: a tight heap costs little time and keeps small boards comfortable.
 		debug.SetGCPercent(50)
 	}
+	if _, ok := env("GOMEMLIMIT"); !ok {
+		// Nothing is held whole: what exceeds this is garbage that was not collected yet. It
+		// keeps making a bundle, with two encoders at work, below 64 MiB in all.
+		debug.SetMemoryLimit(44 << 20)
+	}
 	// A closed terminal (SIGHUP) cancels like Ctrl-C does. A reader that went away
 	// (SIGPIPE, which would end the program in the middle of a commit) becomes an
 	// error of the write: what is told to nobody must not stop what is done.
@@ -49,6 +54,7 @@ func run(ctx context.Context, args []string, io stdio, env func(string) (string,
 	signal.Notify(pipe, unix.SIGPIPE)
 	defer signal.Stop(pipe)
 	a := &app{stdio: io, out: &results{Writer: io.out}, env: env}
+	defer a.closeBundle()
 	cmd := a.command()
 	cmd.SetArgs(args)
 	cmd.SetIn(io.in)

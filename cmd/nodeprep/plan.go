@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/nodeprep/nodeprep/install"
+	"github.com/nodeprep/nodeprep/install/bundle"
 	"github.com/nodeprep/nodeprep/internal/desired"
 	"github.com/nodeprep/nodeprep/internal/diag"
 	"github.com/nodeprep/nodeprep/internal/host"
@@ -53,6 +54,10 @@ func (a *app) prepare(ctx context.Context, t *target, withoutRecovery bool) (*pr
 	if err != nil {
 		return nil, err
 	}
+	wanted, facts := a.facts(root)
+	if err := a.useBundle(ctx, wanted.Arch); err != nil {
+		return nil, err
+	}
 	name, err := a.chosen(root, func() (string, bool, error) {
 		if receipt == nil {
 			return "", false, nil
@@ -66,16 +71,25 @@ func (a *app) prepare(ctx context.Context, t *target, withoutRecovery bool) (*pr
 	if err != nil {
 		return nil, err
 	}
-	wanted, facts := a.facts(root)
 	spec, err := a.resolve(profile, wanted, time.Now())
 	if err != nil {
 		return nil, err
 	}
-	st, notes, err := desiredState(spec, &inputs{env: a.env})
+	lock, err := a.ruling(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	st, notes, err := desiredState(spec, a.inputs(ctx), lock)
 	if err != nil {
 		return nil, err
 	}
 	a.warn(notes)
+	if list := sandboxFaults(ctx, spec); list.HasErrors() {
+		return nil, &invalidError{list}
+	}
+	if list := a.source.bundledImages(&st); list.HasErrors() {
+		return nil, &invalidError{list}
+	}
 	if !withoutRecovery {
 		program, err := a.program(ctx, &st, receipt)
 		if err != nil {
@@ -134,6 +148,8 @@ func (o *planFlags) register(a *app, cmd *cobra.Command) {
 	o.changeFlags.register(cmd)
 	f := cmd.Flags()
 	f.BoolVar(&o.withoutRecovery, "without-recovery", false, "leave nodeprep itself and nodeprep-recover.service out, for a root of another architecture")
+	a.bundleFlags(cmd)
+	a.lockFlag(cmd)
 	f.StringVar(&a.arch, "arch", "", "with --root: the image's architecture, by Go's name")
 }
 
@@ -154,7 +170,7 @@ func (a *app) plan(ctx context.Context, o planFlags) error {
 	if err != nil {
 		return err
 	}
-	plan, err := install.Diff(ctx, p.host, &p.state, p.receipt, o.options(p.services(), p.daemon()))
+	plan, err := install.Diff(ctx, p.host, &p.state, p.receipt, a.diffing(o, p))
 	if err != nil {
 		return err
 	}
@@ -278,7 +294,7 @@ func artifactLines(p *prepared, it install.Item) []string {
 		if art.SHA256 != "" {
 			line += ", sha256 " + art.SHA256 + " (" + art.SHA256From + ")"
 		} else {
-			line += fmt.Sprintf(", sha256 not known: %s.sha256.%s in the profile, or a checksum file beside it in an --artifacts folder, must tell it", art.Component, art.Arch)
+			line += fmt.Sprintf(", sha256 not known: %s.sha256.%s in the profile, or a checksum file beside it in an --artifacts folder, must tell it; nodeprep lock records it", art.Component, art.Arch)
 		}
 		var required, optional []string
 		for _, m := range art.Members {
@@ -384,8 +400,18 @@ func exitCode(err error) int {
 	if _, ok := errors.AsType[*invalidError](err); ok {
 		return exitUsage
 	}
+	if _, ok := errors.AsType[*invalidBundleError](err); ok {
+		return exitUsage
+	}
 	if _, ok := errors.AsType[*install.StrandedError](err); ok {
 		return exitStranded
+	}
+	if _, ok := errors.AsType[*install.RevertedError](err); ok {
+		return exitFailed
+	}
+	// Damage that showed only when a layer was read.
+	if _, ok := errors.AsType[*bundle.DamagedError](err); ok {
+		return exitUsage
 	}
 	return exitFailed
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/nodeprep/nodeprep/internal/diag"
@@ -24,6 +25,9 @@ const maxProfile = 1 << 20
 // which may wait for a person and so ends with the context. A pipe under a file's
 // name would wait for nobody.
 func (a *app) read(ctx context.Context, name string) ([]byte, error) {
+	if strings.HasPrefix(name, profiles.BundleRoot) && a.source.bundle != nil {
+		return a.source.fromBundle(ctx, name)
+	}
 	if name != "-" {
 		if fi, err := os.Stat(name); err == nil && !fi.Mode().IsRegular() && name != os.DevNull {
 			return nil, fmt.Errorf("read %s: not a regular file", name)
@@ -58,7 +62,11 @@ func (a *app) loader(ctx context.Context) (profiles.Loader, error) {
 	if err != nil {
 		return profiles.Loader{}, fmt.Errorf("find the current directory: %w", err)
 	}
-	return profiles.Loader{Dir: dir, Read: func(name string) ([]byte, error) { return a.read(ctx, name) }}, nil
+	l := profiles.Loader{Dir: dir, Read: func(name string) ([]byte, error) { return a.read(ctx, name) }}
+	if a.source.bundle != nil {
+		l.Bundle = a.source.bundle.Name()
+	}
+	return l, nil
 }
 
 // load loads a profile; its faults are an *invalidError, its warnings go to standard
@@ -89,8 +97,11 @@ func (a *app) warn(list diag.List) {
 // default, since applying a different profile there must be asked for; else the
 // built-in default.
 func (a *app) chosen(root *host.Root, receiptProfile func() (string, bool, error)) (string, error) {
-	if a.profile != "" {
+	switch {
+	case a.profile != "":
 		return a.profile, nil
+	case a.source.bundle != nil:
+		return profiles.BundleName, nil
 	}
 	if _, err := root.Stat(profileOnNode); err == nil {
 		return root.Resolve(profileOnNode)

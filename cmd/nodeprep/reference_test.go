@@ -58,7 +58,7 @@ func cliReference(*testing.T) []byte {
 		}
 	}
 	b.WriteString("\n## Exit codes\n\n| code | meaning |\n|---|---|\n| 0 | done, or nothing to do, or all required checks passed |\n| 1 | it failed, and the host is as it was before |\n" +
-		"| 2 | wrong usage, or an invalid profile |\n| 3 | `plan`, `status`: something differs; `check`: a required check failed; `apply`: done, but the audit afterwards failed |\n| 4 | it failed and the host could not be brought back, or an uninstall could not remove everything: what is where is printed |\n" +
+		"| 2 | wrong usage, or an invalid profile, lock or bundle |\n| 3 | `plan`, `status`: something differs; `check`: a required check failed; `apply`: done, but the audit afterwards failed |\n| 4 | it failed and the host could not be brought back, or an uninstall could not remove everything: what is where is printed |\n" +
 		"\nCode 0 of a verb that changes the host means that it is changed, also where the result could not be written, as to a full disk: that is said on standard error. A verb that only prints ends with 1 then.\n")
 	return b.Bytes()
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io/fs"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/nodeprep/nodeprep/internal/desired"
 	"github.com/nodeprep/nodeprep/internal/host"
+	"github.com/nodeprep/nodeprep/profiles"
 )
 
 // renderedFile is one file of render's result.
@@ -44,24 +46,31 @@ asks nothing of the machine it runs on, so that its result is the same everywher
 		},
 	}
 	cmd.Flags().StringVarP(&dir, "dir", "d", "", "write the files under `DIR`")
+	a.bundleFlags(cmd)
+	a.lockFlag(cmd)
 	cmd.Flags().StringVar(&a.arch, "arch", "", "the node's architecture, by Go's name")
 	return cmd
 }
 
 func (a *app) render(ctx context.Context, dir string, rooted bool) error {
-	name, facts := a.profile, a.portableFacts()
+	facts, choose := a.portableFacts(), func() (string, error) { return cmp.Or(a.profile, "default"), nil }
 	if rooted {
 		root, err := host.OpenRoot(a.root)
 		if err != nil {
 			return usagef("--root: %w", err)
 		}
 		facts, _ = a.facts(root)
-		if name, err = a.chosen(root, noReceipt); err != nil {
-			return err
-		}
+		choose = func() (string, error) { return a.chosen(root, noReceipt) }
 	}
-	if name == "" {
-		name = "default"
+	if err := a.useBundle(ctx, facts.Arch); err != nil {
+		return err
+	}
+	if a.source.bundle != nil {
+		choose = func() (string, error) { return cmp.Or(a.profile, profiles.BundleName), nil }
+	}
+	name, err := choose()
+	if err != nil {
+		return err
 	}
 	profile, err := a.load(ctx, name)
 	if err != nil {
@@ -71,7 +80,13 @@ func (a *app) render(ctx context.Context, dir string, rooted bool) error {
 	if err != nil {
 		return err
 	}
-	st, notes, err := desiredState(spec, &inputs{env: a.env, masked: dir == ""})
+	lock, err := a.ruling(ctx, name)
+	if err != nil {
+		return err
+	}
+	in := a.inputs(ctx)
+	in.masked = dir == ""
+	st, notes, err := desiredState(spec, in, lock)
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -72,7 +73,7 @@ func smallSelf(env *testscript.Env) error {
 }
 
 func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
-	return map[string]func(*testscript.TestScript, bool, []string){
+	commands := map[string]func(*testscript.TestScript, bool, []string){
 		// artifacts DIR [ARCH [VARIATION]] makes small release files in DIR and a profile
 		// node.yaml that knows their digests.
 		"artifacts": func(ts *testscript.TestScript, _ bool, args []string) {
@@ -167,6 +168,8 @@ func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
 			ts.Defer(unlock)
 		},
 	}
+	maps.Copy(commands, airgapCommands())
+	return commands
 }
 
 func listTree(dir string, times bool) (string, error) {
@@ -229,16 +232,77 @@ func tarball(files map[string][]byte, order []string) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// makeArtifacts makes a folder of release files, whole or broken in a named way, and
-// a profile with their digests.
-func makeArtifacts(dir, profile, arch, variation string) error {
-	elfArch := arch
-	if variation == "foreign" {
-		elfArch = map[string]string{"amd64": "arm64", "arm64": "amd64"}[arch]
-	}
+// makeArtifacts makes a folder of release files, whole or broken in a named way, for one
+// architecture or several (amd64,arm64), and a profile with their digests.
+func makeArtifacts(dir, profile, arches, variation string) error {
 	containerdVersion, runcVersion := "2.3.4", "1.4.3"
 	if variation == "older" {
 		containerdVersion, runcVersion = "2.3.3", "1.4.2"
+	}
+	files := map[string][]byte{}
+	if variation != "alone" {
+		// nodeprep for other machines, with the checksum file that vouches for it.
+		var sums strings.Builder
+		for _, a := range []string{"amd64", "arm64"} {
+			name := fmt.Sprintf("nodeprep-%s-linux-%s", plainVersion(), a)
+			files[name] = program(a, "nodeprep")
+			fmt.Fprintf(&sums, "%x  %s\n", sha256.Sum256(files[name]), name)
+		}
+		files["SHA256SUMS"] = []byte(sums.String())
+	}
+	known := map[string][]string{} // digests in the profile, by component
+	for arch := range strings.SplitSeq(arches, ",") {
+		made, err := releaseFiles(arch, variation, containerdVersion, runcVersion)
+		if err != nil {
+			return err
+		}
+		for component, file := range map[string]string{
+			"containerd": "containerd-" + containerdVersion + "-linux-" + arch + ".tar.gz", "runc": "runc." + arch, "cni": "cni-plugins-linux-" + arch + "-v1.9.1.tgz",
+		} {
+			data := made[component]
+			digest := sha256.Sum256(data)
+			if variation == "truncated" && component == "containerd" {
+				data = data[:len(data)-20]
+				digest = sha256.Sum256(data)
+			}
+			known[component] = append(known[component], fmt.Sprintf("%s: %x", arch, digest))
+			if variation == "damaged" && component == "runc" {
+				data[len(data)-1] ^= 1
+			}
+			if variation == "absent" && component == "cni" {
+				continue
+			}
+			files[file] = data
+		}
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	for name, data := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
+			return err
+		}
+	}
+	sums := func(component string) string {
+		slices.Sort(known[component])
+		return strings.Join(known[component], ", ")
+	}
+	text := fmt.Sprintf(`apiVersion: nodeprep/v1alpha1
+kind: NodeProfile
+extends: kubernetes
+containerd: {version: %s, variant: dynamic, sha256: {%s}}
+runc: {version: %s, sha256: {%s}}
+cni: {version: 1.9.1, sha256: {%s}}
+crictl: {version: none}
+`, containerdVersion, sums("containerd"), runcVersion, sums("runc"), sums("cni"))
+	return os.WriteFile(profile, []byte(text), 0o644)
+}
+
+// releaseFiles are one architecture's, by component.
+func releaseFiles(arch, variation, containerdVersion, runcVersion string) (map[string][]byte, error) {
+	elfArch := arch
+	if variation == "foreign" {
+		elfArch = map[string]string{"amd64": "arm64", "arm64": "amd64"}[arch]
 	}
 	pack := func(prefix string, names ...string) ([]byte, error) {
 		files, order := map[string][]byte{}, []string{}
@@ -262,54 +326,8 @@ func makeArtifacts(dir, profile, arch, variation string) error {
 	}
 	containerd, err := pack("bin/", names...)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	cni, err := pack("./", "bridge", "host-local", "loopback", "portmap")
-	if err != nil {
-		return err
-	}
-	files := map[string][]byte{
-		"containerd-" + containerdVersion + "-linux-" + arch + ".tar.gz": containerd,
-		"cni-plugins-linux-" + arch + "-v1.9.1.tgz":                      cni,
-		"runc." + arch: program(elfArch, "runc"+runcVersion),
-	}
-	if variation != "alone" {
-		// nodeprep for other machines, with the checksum file that vouches for it.
-		var sums strings.Builder
-		for _, a := range []string{"amd64", "arm64"} {
-			name := fmt.Sprintf("nodeprep-%s-linux-%s", plainVersion(), a)
-			files[name] = program(a, "nodeprep")
-			fmt.Fprintf(&sums, "%x  %s\n", sha256.Sum256(files[name]), name)
-		}
-		files["SHA256SUMS"] = []byte(sums.String())
-	}
-	digests := map[string]string{}
-	for name, data := range files {
-		digests[name] = fmt.Sprintf("%x", sha256.Sum256(data))
-		if variation == "truncated" && strings.HasPrefix(name, "containerd") {
-			data = data[:len(data)-20]
-			digests[name] = fmt.Sprintf("%x", sha256.Sum256(data))
-		}
-		if variation == "damaged" && strings.HasPrefix(name, "runc") {
-			data[len(data)-1] ^= 1
-		}
-		if variation == "absent" && strings.HasPrefix(name, "cni") {
-			continue
-		}
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(dir, name), data, 0o644); err != nil {
-			return err
-		}
-	}
-	text := fmt.Sprintf(`apiVersion: nodeprep/v1alpha1
-kind: NodeProfile
-extends: kubernetes
-containerd: {version: %s, variant: dynamic, sha256: {%s: %s}}
-runc: {version: %s, sha256: {%s: %s}}
-cni: {version: 1.9.1, sha256: {%s: %s}}
-crictl: {version: none}
-`, containerdVersion, arch, digests["containerd-"+containerdVersion+"-linux-"+arch+".tar.gz"], runcVersion, arch, digests["runc."+arch], arch, digests["cni-plugins-linux-"+arch+"-v1.9.1.tgz"])
-	return os.WriteFile(profile, []byte(text), 0o644)
+	return map[string][]byte{"containerd": containerd, "cni": cni, "runc": program(elfArch, "runc"+runcVersion)}, err
 }

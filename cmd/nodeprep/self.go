@@ -45,6 +45,9 @@ func (a *app) program(ctx context.Context, st *desired.State, receipt *install.R
 		// Also there when the file was replaced or removed meanwhile (proc(5)).
 		return "/proc/self/exe", nil
 	}
+	if a.source.node != nil {
+		return a.source.program(ctx, a.tempDir())
+	}
 	dirs, err := a.artifactFolders()
 	if err != nil {
 		return "", err

@@ -25,6 +25,9 @@ const maxInput = 4 << 20
 // environment and systemd credentials (systemd.exec(5), CREDENTIALS_DIRECTORY).
 type inputs struct {
 	env func(string) (string, bool)
+	// bundled reads what is in a bundle, by its place below profiles.BundleRoot; nil
+	// where there is none.
+	bundled func(name string) ([]byte, error)
 	// masked leaves secrets unread: for output that does not show them anyway.
 	masked bool
 }
@@ -39,11 +42,7 @@ func reader(in *inputs) registry.Reader {
 
 // File reads a file that the profile names.
 func (in inputs) File(f profiles.LocalFile) ([]byte, error) {
-	b, err := readLimited(f.Path)
-	if err != nil {
-		return nil, err
-	}
-	return b, nil
+	return in.read(f.Path)
 }
 
 // Secret reads a secret's value; a final newline, which editors add, is not part of it.
@@ -52,7 +51,7 @@ func (in inputs) Secret(s profiles.Secret) (string, error) {
 	case in.masked:
 		return registry.Placeholders{}.Secret(s)
 	case s.File != "":
-		b, err := readLimited(s.File)
+		b, err := in.read(s.File)
 		return strings.TrimSuffix(string(b), "\n"), err
 	case s.Env != "":
 		v, ok := in.env(s.Env)
@@ -74,6 +73,13 @@ func (in inputs) Secret(s profiles.Secret) (string, error) {
 	return s.Value, nil
 }
 
+func (in inputs) read(name string) ([]byte, error) {
+	if in.bundled != nil && strings.HasPrefix(name, profiles.BundleRoot) {
+		return in.bundled(name)
+	}
+	return readLimited(name)
+}
+
 func readLimited(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -88,9 +94,10 @@ func readLimited(path string) ([]byte, error) {
 }
 
 // desiredState composes the node's desired state from a Spec: pure, but for the
-// certificates and secrets that in reads; in is nil to leave those out. Faults are an
-// *invalidError; the list returned beside it holds the warnings.
-func desiredState(spec *profiles.Spec, in *inputs) (desired.State, diag.List, error) {
+// certificates and secrets that in reads; in is nil to leave those out. lock, where there
+// is one, says which release files are used. Faults are an *invalidError; the list returned
+// beside it holds the warnings.
+func desiredState(spec *profiles.Spec, in *inputs, lock *release.Lock) (desired.State, diag.List, error) {
 	var (
 		list diag.List
 		st   = desired.State{
@@ -123,7 +130,7 @@ func desiredState(spec *profiles.Spec, in *inputs) (desired.State, diag.List, er
 	files, faults = systemd.Files(spec, registry.OrPlaceholders(reader(in)).Secret)
 	st.Files, list = append(st.Files, files...), append(list, faults...)
 
-	artifacts, faults := release.Artifacts(requests(spec))
+	artifacts, faults := lock.Artifacts(requests(spec))
 	st.Artifacts, list = artifacts, append(list, faults...)
 	for _, img := range spec.Images {
 		st.Images = append(st.Images, desired.Image{File: img.File.Path, Pin: img.Pin, Origin: img.File.Origin})

@@ -35,11 +35,16 @@ func (a *app) validateCommand() *cobra.Command {
 			return a.validate(cmd.Context(), args, strict)
 		},
 	}
+	a.bundleFlags(cmd)
+	a.lockFlag(cmd)
 	cmd.Flags().BoolVar(&strict, "strict", false, "make warnings faults")
 	return cmd
 }
 
 func (a *app) validate(ctx context.Context, names []string, strict bool) error {
+	if err := a.useBundle(ctx, a.portableFacts().Arch); err != nil {
+		return err
+	}
 	v := validation{Valid: true, Files: names, Diagnostics: diag.List{}}
 	p := a.paint(a.out)
 	for _, name := range names {
@@ -79,12 +84,22 @@ func (a *app) findings(ctx context.Context, name string) diag.List {
 	profile, list := l.Load(name)
 	// What the values mean together is looked at even when some are broken: all faults
 	// at once.
-	spec, more := profiles.Resolve(profile, a.portableFacts())
-	list = append(list, more...)
-	if list.HasErrors() {
-		return list
+	lock, err := a.ruling(ctx, name)
+	list = append(list, lockFaults(err)...)
+	facts := a.portableFacts()
+	// With a lock it is about the nodes that this is for.
+	arches := lock.Arches()
+	if len(arches) == 0 {
+		arches = []string{facts.Arch}
 	}
-	list = append(append(list, supportNotes(spec, time.Now())...), skipNotes(spec)...)
-	_, more, _ = desiredState(spec, nil)
-	return append(list, more...)
+	for _, facts.Arch = range arches {
+		spec, more := profiles.Resolve(profile, facts)
+		if list = append(list, more...); list.HasErrors() {
+			continue
+		}
+		list = append(append(list, supportNotes(spec, time.Now())...), skipNotes(spec)...)
+		_, more, _ = desiredState(spec, nil, lock)
+		list = append(append(list, more...), sandboxFaults(ctx, spec)...)
+	}
+	return list
 }

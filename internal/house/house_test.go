@@ -1,6 +1,7 @@
 package house
 
 import (
+	"go/ast"
 	"go/parser"
 	"go/token"
 	"io/fs"
@@ -30,19 +31,21 @@ func walls() map[string]wall {
 		"systemd":         {[]string{"profiles", "internal/desired", "internal/diag", "internal/releases"}, "unit text is pure, and the Manager knows units, not plans"},
 		"install":         {[]string{"install/*", "systemd", "internal/*"}, "the transaction applies a desired state and must not know how it was made"},
 		"install/release": {[]string{"internal/*"}, "artifacts are fetched and verified without knowing profiles"},
+		"install/bundle":  {[]string{"install/release", "profiles", "internal/*"}, "a bundle is made of a profile and releases, without knowing plans or hosts"},
 		"checks":          {[]string{"profiles", "render/registry", "systemd", "internal/*"}, "checks read; they never install"},
 
-		"internal/diag":        {nil, "the lowest layer"},
-		"internal/releases":    {[]string{"internal/diag"}, "facts, no decisions"},
-		"internal/desired":     {[]string{"internal/diag"}, "plain data"},
-		"internal/elf":         {nil, "headers of programs, no hosts"},
-		"internal/elf/elftest": {nil, "programs for tests"},
-		"internal/host":        {nil, "the one seam to the outside knows nothing of what it is used for"},
-		"internal/configtoml":  {[]string{"internal/host", "internal/releases", "internal/spelling"}, "reads containerd's config; decides nothing"},
-		"internal/daemon":      {nil, "containerd's API, no plans"},
-		"internal/spelling":    {nil, "words, whosever they are"},
-		"internal/house":       {nil, "rules"},
-		"examples":             {[]string{"*"}, "examples are tests"},
+		"internal/diag":         {nil, "the lowest layer"},
+		"internal/releases":     {[]string{"internal/diag"}, "facts, no decisions"},
+		"internal/desired":      {[]string{"internal/diag"}, "plain data"},
+		"internal/elf":          {nil, "headers of programs, no hosts"},
+		"internal/elf/elftest":  {nil, "programs for tests"},
+		"internal/host":         {nil, "the one seam to the outside knows nothing of what it is used for"},
+		"internal/configtoml":   {[]string{"internal/host", "internal/releases", "internal/spelling"}, "reads containerd's config; decides nothing"},
+		"internal/imagearchive": {nil, "archives of images, no daemons"},
+		"internal/daemon":       {[]string{"internal/imagearchive"}, "containerd's API and the archives that it takes, which are read and named in one place; no plans"},
+		"internal/spelling":     {nil, "words, whosever they are"},
+		"internal/house":        {nil, "rules"},
+		"examples":              {[]string{"*"}, "examples are tests"},
 	}
 }
 
@@ -137,6 +140,115 @@ func TestPurePackagesDoNoInputOrOutput(t *testing.T) {
 			}
 		}
 	})
+}
+
+// waysOut are what of the standard library connects to other machines or asks their names
+// without being given the way: everything that could go past a host.Network. A client or
+// transport is built with fields, and says there how it connects.
+func waysOut() map[string][]string {
+	return map[string][]string{
+		"net": {"Dial", "DialTimeout", "DialIP", "DialTCP", "DialUDP", "DialUnix", "Dialer", "DefaultResolver", "Resolver", "ResolveIPAddr", "ResolveTCPAddr", "ResolveUDPAddr",
+			"LookupAddr", "LookupCNAME", "LookupHost", "LookupIP", "LookupMX", "LookupNS", "LookupPort", "LookupSRV", "LookupTXT"},
+		"net/http":   {"DefaultClient", "DefaultTransport", "Get", "Head", "Post", "PostForm", "Client", "Transport"},
+		"crypto/tls": {"Dial", "DialWithDialer", "Dialer"},
+		"net/smtp":   nil, "net/rpc": nil, "net/rpc/jsonrpc": nil, // all of it
+		"syscall":                {"Connect", "Sendto"},
+		"golang.org/x/sys/unix":  {"Connect", "Sendto"},
+		"google.golang.org/grpc": {"Dial", "DialContext", "NewClient"},
+		// These have clients of their own where none is given, and look up names on their own.
+		"oras.land/oras-go/v2/registry/remote/auth":                    nil,
+		"oras.land/oras-go/v2/registry/remote/credentials":             nil,
+		"github.com/containerd/containerd/v2/core/remotes/docker":      nil,
+		"github.com/hashicorp/go-getter/v2":                            {"Get", "GetAny", "GetFile", "DefaultClient", "Getters", "HttpGetter"},
+		"oras.land/oras-go/v2/registry/remote/retry":                   {"DefaultClient", "NewClient"},
+		"github.com/containerd/containerd/v2/core/remotes/docker/auth": {"FetchToken", "FetchTokenWithOAuth"},
+	}
+}
+
+// knownWaysOut are the files that use one all the same.
+func knownWaysOut() map[string]string {
+	return map[string]string{
+		"internal/host/network.go net.Dialer":                                   "it is the way out",
+		"internal/host/network.go net/http.Transport":                           "it dials through the Network",
+		"internal/daemon/daemon.go net.Dialer":                                  "containerd's unix socket",
+		"internal/daemon/peer_linux.go net.Dialer":                              "containerd's unix socket",
+		"cmd/nodeprep/check.go net.Dialer":                                      "D-Bus and other unix sockets",
+		"checks/hostnetwork.go net.Resolver":                                    "it asks through Outside.Dial, pure Go",
+		"checks/registry_network.go net/http.Client":                            "its Transport dials through Outside.Dial",
+		"checks/registry_network.go net/http.Transport":                         "it dials through Outside.Dial",
+		"install/release/fetch.go github.com/hashicorp/go-getter/v2.HttpGetter": "its Client is the fetcher's",
+		"install/release/fetch.go net/http.Client":                              "its Transport is the Network's",
+		"install/bundle/registry_connect.go net/http.Client":                    "its Transport is the Network's",
+	}
+}
+
+// What --offline and --bundle promise rests on everything going through one dialer.
+func TestNothingGoesPastTheNetwork(t *testing.T) {
+	out, known := waysOut(), knownWaysOut()
+	used := map[string]bool{}
+	repository(t, func(pkg, file string) {
+		if strings.HasSuffix(file, "_test.go") || strings.HasPrefix(pkg, "test/") || pkg == "internal/house" {
+			return
+		}
+		set := token.NewFileSet()
+		src, err := parser.ParseFile(set, file, nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		here := strings.TrimPrefix(filepath.ToSlash(file), "../../")
+		found := func(pos token.Pos, way string) {
+			if use := here + " " + way; known[use] != "" {
+				used[use] = true
+				return
+			}
+			t.Errorf("%s: %s goes past host.Network, so that --offline does not hold for it", set.Position(pos), way)
+		}
+		names := map[string]string{} // of the imports in this file
+		for _, imp := range src.Imports {
+			from := strings.Trim(imp.Path.Value, `"`)
+			banned, watched := out[from]
+			if !watched {
+				continue
+			}
+			if banned == nil {
+				found(imp.Pos(), from)
+				continue
+			}
+			name := path.Base(from)
+			if imp.Name != nil {
+				name = imp.Name.Name
+			}
+			switch name {
+			case "v2":
+				name = "getter"
+			case ".":
+				t.Errorf("%s: a dot import of %s hides what is used of it", set.Position(imp.Pos()), from)
+			}
+			names[name] = from
+		}
+		mentions := map[ast.Expr]bool{} // a pointer to a type is not yet one of it
+		ast.Inspect(src, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.StarExpr:
+				mentions[n.X] = true
+			case *ast.SelectorExpr:
+				x, ok := n.X.(*ast.Ident)
+				if !ok || mentions[n] {
+					return true
+				}
+				if from := names[x.Name]; slices.Contains(out[from], n.Sel.Name) {
+					found(n.Pos(), from+"."+n.Sel.Name)
+				}
+			}
+			return true
+		})
+	})
+	for use, why := range known {
+		if !used[use] {
+			t.Errorf("%s (%s): is no more; take it off the list", use, why)
+		}
+	}
 }
 
 func TestEveryPackageSaysWhatItIsFor(t *testing.T) {

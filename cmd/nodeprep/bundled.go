@@ -1,0 +1,305 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nodeprep/nodeprep/install"
+	"github.com/nodeprep/nodeprep/install/bundle"
+	"github.com/nodeprep/nodeprep/install/release"
+	"github.com/nodeprep/nodeprep/internal/desired"
+	"github.com/nodeprep/nodeprep/internal/diag"
+	"github.com/nodeprep/nodeprep/internal/host"
+	"github.com/nodeprep/nodeprep/profiles"
+)
+
+// source is the bundle that a verb works with, and its part for one architecture.
+type source struct {
+	bundle *bundle.Bundle
+	node   *bundle.Node
+	// spool is where images of a registry are kept while they are needed, each read over
+	// the network once; "" where the bundle is on this machine.
+	spool string
+	// spooled are files without a name by their digests, held until the bundle is closed.
+	spooled map[string]*os.File
+	// programs are files without a name that stay open while their paths are used.
+	programs []*os.File
+}
+
+// invalidBundleError is a bundle that cannot be used at all: exit code 2.
+type invalidBundleError struct{ err error }
+
+func (e *invalidBundleError) Error() string { return e.err.Error() }
+func (e *invalidBundleError) Unwrap() error { return e.err }
+
+// bundleFlags are those of verbs that take a bundle.
+func (a *app) bundleFlags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&a.bundle, "bundle", "", "take everything from this bundle alone: a `FILE`, a folder, - for standard input, or oci://HOST/REPO@sha256:DIGEST")
+	f.StringVar(&a.registryCA, "registry-ca", "", "with --bundle oci://: certificates that the registry's is held against, a PEM `FILE`")
+}
+
+// useBundle opens --bundle for an architecture; without one it does nothing. closeBundle
+// is called at the end of the run.
+func (a *app) useBundle(ctx context.Context, arch string) error {
+	if a.bundle == "" {
+		return nil
+	}
+	if a.bundle == "-" && a.profile == "-" {
+		return usagef("--bundle - and -f -: standard input can be only one of them")
+	}
+	if len(a.artifacts) > 0 {
+		return usagef("--bundle takes everything from the bundle: leave --artifacts out")
+	}
+	registry, err := a.registryOptions()
+	if err != nil {
+		return err
+	}
+	if ref, err := bundle.ParseRegistryRef(a.bundle); err == nil && ref.Tag != "" {
+		a.note("--bundle: the tag %s is not looked at, the digest says what is taken", ref.Tag)
+	}
+	b, err := bundle.Open(ctx, a.bundle, bundle.OpenOptions{Registry: registry, Stdin: a.in, TempDir: a.tempDir()})
+	if err != nil {
+		return broken(err)
+	}
+	a.source.bundle = b
+	if strings.HasPrefix(a.bundle, bundle.RegistryScheme) {
+		a.source.spool = a.tempDir()
+	}
+	if a.source.node, err = b.For(ctx, arch); err != nil {
+		return broken(err)
+	}
+	return nil
+}
+
+// broken marks what is wrong with a bundle itself, or with its name; a registry that does
+// not answer is neither.
+func broken(err error) error {
+	var (
+		other   *bundle.NotBundleError
+		newer   *bundle.VersionError
+		damaged *bundle.DamagedError
+		arch    *bundle.ArchError
+		digest  *release.DigestError
+		file    *fs.PathError
+	)
+	for _, target := range []any{&other, &newer, &damaged, &arch, &digest, &file} {
+		if errors.As(err, target) {
+			return &invalidBundleError{err}
+		}
+	}
+	return err
+}
+
+func (a *app) closeBundle() {
+	if a.source.bundle != nil {
+		_ = a.source.bundle.Close() // only read from
+	}
+	for _, f := range slices.Concat(a.source.programs, slices.Collect(maps.Values(a.source.spooled))) {
+		_ = f.Close() // it has no name, and nobody wants it any more
+	}
+}
+
+// tempDir is where unnamed files of some size go: not /tmp, which may be memory.
+func (a *app) tempDir() string {
+	if dir, ok := a.env("TMPDIR"); ok && dir != "" {
+		return dir
+	}
+	return "/var/tmp"
+}
+
+// fromBundle reads a file that is in the bundle, by a path below profiles.BundleRoot.
+func (s *source) fromBundle(ctx context.Context, name string) ([]byte, error) {
+	inside, ok := strings.CutPrefix(name, profiles.BundleRoot)
+	if !ok || s.node == nil {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
+	}
+	b, err := s.node.File(ctx, inside)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s has no file %s", s.bundle.Name(), inside)
+	}
+	return b, err
+}
+
+// inputs read what profiles refer to, in the bundle too.
+func (a *app) inputs(ctx context.Context) *inputs {
+	in := &inputs{env: a.env}
+	if a.source.bundle != nil {
+		in.bundled = func(name string) ([]byte, error) { return a.source.fromBundle(ctx, name) }
+	}
+	return in
+}
+
+// diffing is how a plan is made, with the bundle's images.
+func (a *app) diffing(o planFlags, p *prepared) install.DiffOptions {
+	opt := o.options(p.services(), p.daemon())
+	if a.source.node != nil {
+		opt.Images = &a.source
+	}
+	return opt
+}
+
+// bundledImages gives archives that are in the bundle their digests.
+func (s *source) bundledImages(st *desired.State) diag.List {
+	var list diag.List
+	for i := range st.Images {
+		img := &st.Images[i]
+		inside, ok := strings.CutPrefix(img.File, profiles.BundleRoot)
+		if !ok {
+			continue
+		}
+		img.File = inside
+		found, ok := s.image(inside)
+		if !ok {
+			list.Errorf(img.Origin, "make the bundle anew", "%s has no %s for %s", s.bundle.Name(), inside, st.Arch)
+			continue
+		}
+		img.SHA256, img.Size = found.SHA256, found.Size
+	}
+	return list
+}
+
+func (s *source) image(file string) (bundle.Image, bool) {
+	if s.node == nil {
+		return bundle.Image{}, false
+	}
+	for _, img := range s.node.Config.Images {
+		if img.File == file {
+			return img, true
+		}
+	}
+	return bundle.Image{}, false
+}
+
+// Open is install.ImageSource's: an archive of the bundle, verified while it is read.
+func (s *source) Open(ctx context.Context, img desired.Image) (io.ReadCloser, error) {
+	found, ok := s.image(img.File)
+	if !ok {
+		return nil, &fs.PathError{Op: "open", Path: img.File, Err: fs.ErrNotExist}
+	}
+	if s.spool == "" {
+		return s.node.OpenImage(ctx, found)
+	}
+	f := s.spooled[found.SHA256]
+	if f == nil {
+		var err error
+		if f, err = s.fetch(ctx, found); err != nil {
+			return nil, err
+		}
+	}
+	return io.NopCloser(io.NewSectionReader(f, 0, found.Size)), nil
+}
+
+// fetch brings an archive here, verified: what is imported after the commit must not hang on
+// a registry.
+func (s *source) fetch(ctx context.Context, img bundle.Image) (*os.File, error) {
+	r, err := s.node.OpenImage(ctx, img)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	f, err := host.UnnamedFile(s.spool)
+	if err != nil {
+		return nil, fmt.Errorf("keep %s: %w", img.File, err)
+	}
+	if _, err := io.Copy(f, r); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("read %s: %w", img.File, err)
+	}
+	s.keep(img.SHA256, f)
+	return f, nil
+}
+
+// lock is the bundle's own, nil where it has none.
+func (s *source) lock(ctx context.Context) (*release.Lock, diag.List, error) {
+	b, err := s.node.File(ctx, bundle.LockName)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	lock, list := release.ReadLock(s.bundle.Name()+":"+bundle.LockName, b)
+	return lock, list, nil
+}
+
+// program takes nodeprep for another architecture out of the bundle, into a file without a
+// name, verified; the path is good until the program ends.
+func (s *source) program(ctx context.Context, dir string) (name string, err error) {
+	c := s.ownProgram()
+	if c == nil {
+		return "", fmt.Errorf("find nodeprep for linux/%s: %s has none; make the bundle anew with it, or leave it out with --without-recovery",
+			s.node.Config.Architecture, s.bundle.Name())
+	}
+	f, err := host.UnnamedFile(dir)
+	if err != nil {
+		return "", fmt.Errorf("unpack nodeprep for linux/%s: %w", s.node.Config.Architecture, err)
+	}
+	members := []desired.Member{{Name: path.Base(c.Members[0].Path), Path: "/" + c.Members[0].Path}}
+	sink := release.SinkFunc(func(desired.Member, fs.FileMode) (io.WriteCloser, error) { return kept{f}, nil })
+	if _, err := s.node.Unpack(ctx, c, members, sink); err != nil {
+		f.Close()
+		return "", err
+	}
+	// A file that nobody holds is closed sooner or later, and its path leads nowhere then.
+	s.keep(c.Members[0].SHA256, f)
+	s.programs = append(s.programs, f)
+	return fmt.Sprintf("/proc/self/fd/%d", f.Fd()), nil
+}
+
+// keep holds a file without a name until the bundle is closed.
+func (s *source) keep(sum string, f *os.File) {
+	if s.spooled == nil {
+		s.spooled = map[string]*os.File{}
+	}
+	s.spooled[sum] = f
+}
+
+func (s *source) ownProgram() *bundle.Component {
+	for i := range s.node.Config.Components {
+		if c := &s.node.Config.Components[i]; c.Name == bundle.Program && len(c.Members) == 1 {
+			return c
+		}
+	}
+	return nil
+}
+
+// kept is a file that stays open when its content is whole.
+type kept struct{ *os.File }
+
+func (kept) Close() error { return nil }
+
+// registryOptions are how a registry is reached, by this command line and environment.
+func (a *app) registryOptions() (bundle.RegistryOptions, error) {
+	// --bundle oci:// reaches the bundle's own registry, and narrows this to it.
+	network := host.OpenNetwork()
+	if a.offline {
+		network = host.NoNetwork("--offline")
+	}
+	o := bundle.RegistryOptions{Network: network, UserAgent: "nodeprep/" + plainVersion()}
+	if a.registryCA != "" {
+		pem, err := readLimited(a.registryCA)
+		if err != nil {
+			return o, usagef("--registry-ca: %w", err)
+		}
+		o.CA = pem
+	}
+	for _, at := range []struct{ env, file string }{{"REGISTRY_AUTH_FILE", ""}, {"DOCKER_CONFIG", "config.json"}, {"HOME", ".docker/config.json"}} {
+		if dir, ok := a.env(at.env); ok && dir != "" {
+			o.DockerConfig = filepath.Join(dir, at.file)
+			break
+		}
+	}
+	return o, nil
+}

@@ -121,7 +121,7 @@ func (l Loader) chain(name string, list *diag.List) []*layer {
 		case target == BundleName && l.Bundle != "":
 			file, display = l.bundled()
 		case target == BundleName:
-			list.Errorf(at, "extend a built-in or a file", "a bundle's profile can only be extended where a bundle is given, and this command takes none")
+			list.Errorf(at, "give it with --bundle, or extend a built-in or a file", "a bundle's profile can only be extended where a bundle is given")
 			return layers
 		case target == "-" || strings.Contains(target, "://"):
 			list.Errorf(at, "extend a built-in or a file", "cannot extend %s: a profile is read from files alone", quote(target))

@@ -502,7 +502,7 @@ func TestFaultsOfLayers(t *testing.T) {
 			`p.yaml:1:10: extends: cannot read the profile: open kubernets: file does not exist (did you mean kubernetes? The built-ins are default, kubernetes or minimal)`,
 		}},
 		{"extends a bundle", files{"p.yaml": "extends: bundle\n"}, []string{
-			`p.yaml:1:10: extends: a bundle's profile can only be extended where a bundle is given, and this command takes none (extend a built-in or a file)`,
+			`p.yaml:1:10: extends: a bundle's profile can only be extended where a bundle is given (give it with --bundle, or extend a built-in or a file)`,
 		}},
 		{"extends a URL", files{"p.yaml": "extends: https://example.com/p.yaml\n"}, []string{
 			`p.yaml:1:10: extends: cannot extend "https://example.com/p.yaml": a profile is read from files alone (extend a built-in or a file)`,

@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"gopkg.in/yaml.v3"
 
 	"github.com/nodeprep/nodeprep/checks"
@@ -188,6 +189,16 @@ func formats(cmd *cobra.Command) []string {
 }
 
 func (a *app) checkFlags(cmd *cobra.Command) error {
+	var empty []error
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		// An unset variable of a shell must not mean "as if the flag were not there".
+		if f.Value.Type() == "string" && f.Value.String() == "" {
+			empty = append(empty, usagef("--%s: it has no value", f.Name))
+		}
+	})
+	if len(empty) > 0 {
+		return errors.Join(empty...)
+	}
 	// completion and help come from cobra and print scripts and text.
 	a.structured = a.output == "json" || a.output == "yaml"
 	return errors.Join(oneOf("output", a.output, formats(cmd)...), oneOf("color", a.color, "auto", "always", "never"))
@@ -299,10 +310,11 @@ func (a *app) printDocument(err error, code int) {
 	}
 	var b []byte
 	if a.output == "yaml" {
-		// Through JSON, so that both forms have the same names.
+		// Through JSON, so that both forms have the same names. YAML reads what JSON writes,
+		// and keeps whole numbers whole.
 		raw, _ := json.Marshal(doc)
 		var plain any
-		_ = json.Unmarshal(raw, &plain)
+		_ = yaml.Unmarshal(raw, &plain)
 		b, _ = yaml.Marshal(plain)
 	} else {
 		b, _ = json.MarshalIndent(doc, "", "  ")

@@ -28,7 +28,7 @@ Whether it is true, bundle verify says.`,
 		Use:   "verify FILE",
 		Short: "Read all of a bundle and hold every byte against its digests",
 		Long: `Reads a bundle to its end, for all architectures, and says of every part whether it is as it was
-made. A fault is exit code 1, something that is no bundle 2. FILE is also a folder with the bundle
+made. Any fault is exit code 2. FILE is also a folder with the bundle
 unpacked, - for standard input, or oci://HOST/REPO@sha256:DIGEST.`,
 		Example: `  nodeprep bundle verify /media/usb/node.bundle
   nodeprep bundle verify -o json - < node.bundle`,

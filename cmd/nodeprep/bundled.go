@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -33,8 +31,6 @@ type source struct {
 	spool string
 	// spooled are files without a name by their digests, held until the bundle is closed.
 	spooled map[string]*os.File
-	// programs are files without a name that stay open while their paths are used.
-	programs []*os.File
 }
 
 // invalidBundleError is a bundle that cannot be used at all: exit code 2.
@@ -66,17 +62,21 @@ func (a *app) useBundle(ctx context.Context, arch string) error {
 	if err != nil {
 		return err
 	}
-	if ref, err := bundle.ParseRegistryRef(a.bundle); err == nil && ref.Tag != "" {
-		a.note("--bundle: the tag %s is not looked at, the digest says what is taken", ref.Tag)
+	if strings.HasPrefix(a.bundle, bundle.RegistryScheme) {
+		ref, err := bundle.ParseRegistryRef(a.bundle)
+		if err != nil {
+			return usagef("--bundle: %w", err)
+		}
+		if ref.Tag != "" {
+			a.note("--bundle: the tag %s is not looked at, the digest says what is taken", ref.Tag)
+		}
+		a.source.spool = a.tempDir()
 	}
 	b, err := bundle.Open(ctx, a.bundle, bundle.OpenOptions{Registry: registry, Stdin: a.in, TempDir: a.tempDir()})
 	if err != nil {
 		return broken(err)
 	}
 	a.source.bundle = b
-	if strings.HasPrefix(a.bundle, bundle.RegistryScheme) {
-		a.source.spool = a.tempDir()
-	}
 	if a.source.node, err = b.For(ctx, arch); err != nil {
 		return broken(err)
 	}
@@ -106,7 +106,7 @@ func (a *app) closeBundle() {
 	if a.source.bundle != nil {
 		_ = a.source.bundle.Close() // only read from
 	}
-	for _, f := range slices.Concat(a.source.programs, slices.Collect(maps.Values(a.source.spooled))) {
+	for _, f := range a.source.spooled {
 		_ = f.Close() // it has no name, and nobody wants it any more
 	}
 }
@@ -231,6 +231,9 @@ func (s *source) lock(ctx context.Context) (*release.Lock, diag.List, error) {
 		return nil, nil, err
 	}
 	lock, list := release.ReadLock(s.bundle.Name()+":"+bundle.LockName, b)
+	if lock != nil {
+		lock.Bundled = true
+	}
 	return lock, list, nil
 }
 
@@ -254,7 +257,6 @@ func (s *source) program(ctx context.Context, dir string) (name string, err erro
 	}
 	// A file that nobody holds is closed sooner or later, and its path leads nowhere then.
 	s.keep(c.Members[0].SHA256, f)
-	s.programs = append(s.programs, f)
 	return fmt.Sprintf("/proc/self/fd/%d", f.Fd()), nil
 }
 

@@ -64,6 +64,10 @@ func (a *app) lockOf(profileName string) (*release.Lock, error) {
 	data, err := readLock(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && a.lock == "":
+		if _, linked := os.Lstat(name); linked == nil {
+			// Someone meant a lock to be there.
+			return nil, usagef("read the lock: %s is a link to nothing", name)
+		}
 		return nil, nil
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, usagef("--lock: %w; %s writes it", err, a.lockCommandLine(profileName))

@@ -41,7 +41,7 @@ func run(ctx context.Context, args []string, io stdio, env func(string) (string,
 	if _, ok := env("GOMEMLIMIT"); !ok {
 		// Nothing is held whole: what exceeds this is garbage that was not collected yet. It
 		// keeps making a bundle, with two encoders at work, below 64 MiB in all.
-		debug.SetMemoryLimit(44 << 20)
+		debug.SetMemoryLimit(36 << 20)
 	}
 	// A closed terminal (SIGHUP) cancels like Ctrl-C does. A reader that went away
 	// (SIGPIPE, which would end the program in the middle of a commit) becomes an

@@ -36,6 +36,8 @@ type Lock struct {
 	File string
 	// Command is what writes it anew, for messages: "nodeprep lock -f node.yaml".
 	Command string
+	// Bundled says that it lies in a bundle, which nobody can write it anew in.
+	Bundled bool
 	Entries []Locked
 }
 
@@ -129,12 +131,12 @@ func (l *Lock) Hold(artifacts []desired.Artifact) ([]desired.Artifact, diag.List
 			if at.File == "" {
 				at = diag.Origin{File: l.File}
 			}
-			list.Errorf(at, l.remedy(a.Arch)+" adds it", "%s does not have %s for linux/%s%s", l.File, title(a), a.Arch, l.others(a))
+			list.Errorf(at, l.remedy(a.Arch, " adds it"), "%s does not have %s for linux/%s%s", l.File, title(a), a.Arch, l.others(a))
 			continue
 		}
 		place := (diag.Origin{File: e.Origin.File, Line: e.Origin.Line}).Place()
 		if strings.HasPrefix(a.SHA256From, fromProfile) && a.SHA256 != e.SHA256 {
-			list.Errorf(a.Origin, l.remedy()+" --update, if the profile is right",
+			list.Errorf(a.Origin, l.remedy("", " --update, if the profile is right"),
 				"sha256 %s of %s disagrees with %s, which has %s", a.SHA256, title(a), place, e.SHA256)
 			continue
 		}
@@ -163,11 +165,18 @@ func (l *Lock) others(a desired.Artifact) string {
 	return ", but " + strings.Join(has, ", ")
 }
 
-// remedy is the command that writes the lock anew, for these architectures too.
-func (l *Lock) remedy(also ...string) string {
-	arches := append(l.Arches(), also...)
+// remedy is the command that writes the lock anew, for another architecture too, and what
+// that does.
+func (l *Lock) remedy(also, does string) string {
+	if l.Bundled {
+		return "want what the bundle has, or make the bundle anew"
+	}
+	arches := l.Arches()
+	if also != "" {
+		arches = append(arches, also)
+	}
 	slices.Sort(arches)
-	return cmp.Or(l.Command, "nodeprep lock -f PROFILE") + " --arch " + strings.Join(slices.Compact(arches), ",")
+	return cmp.Or(l.Command, "nodeprep lock -f PROFILE") + " --arch " + strings.Join(slices.Compact(arches), ",") + does
 }
 
 // lockHeader is the comment at the top of a lock.

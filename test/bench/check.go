@@ -42,9 +42,6 @@ func benchCheck(ctx context.Context, nodeprep, dir string, rounds int) (err erro
 	if err := store.Deps(ctx); err != nil {
 		return err
 	}
-	if nodeprep, err = filepath.Abs(nodeprep); err != nil {
-		return err
-	}
 	work, err := os.MkdirTemp(dir, "nodeprep-bench-check-")
 	if err != nil {
 		return err

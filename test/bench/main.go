@@ -21,9 +21,9 @@ import (
 	"github.com/nodeprep/nodeprep/test/vm/supply"
 )
 
-// byHand is what the tutorials say, plus the verification most of them leave out:
+// manual is what the tutorials say, plus the verification most of them leave out:
 // no fsync, no receipt, no check.
-const byHand = `set -eu
+const manual = `set -eu
 cd "$ARTIFACTS"
 sha256sum --quiet -c "$SUMS"
 mkdir -p "$ROOT/usr/local/bin" "$ROOT/usr/local/sbin" "$ROOT/opt/cni/bin" "$ROOT/etc/containerd" "$ROOT/etc/systemd/system" "$ROOT/etc/modules-load.d" "$ROOT/etc/sysctl.d"
@@ -38,8 +38,10 @@ printf 'net.ipv4.ip_forward = 1\n' > "$ROOT/etc/sysctl.d/99-kubernetes.conf"
 
 // sample is one run of a process.
 type sample struct {
-	wall time.Duration
-	rss  int64 // kilobytes, getrusage(2)
+	wall  time.Duration
+	cpu   time.Duration // in user and system mode, getrusage(2)
+	rss   int64         // kilobytes, the same
+	notes int           // lines on standard error
 	// journal is what nodeprep itself says of an apply: how much of it went into the
 	// journal.
 	journal time.Duration
@@ -55,7 +57,9 @@ func timed(cmd *exec.Cmd) (sample, error) {
 		if ru, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
 			s.rss = ru.Maxrss
 		}
+		s.cpu = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
 	}
+	s.notes = bytes.Count(notes.Bytes(), []byte("\n"))
 	if err != nil {
 		return s, fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, notes.String())
 	}
@@ -89,6 +93,16 @@ func (s series) journal(q float64) (share float64, journal, wall time.Duration) 
 	return x.journal.Seconds() / x.wall.Seconds(), x.journal, x.wall
 }
 
+// cores is how many were kept busy, the median run's.
+func (s series) cores() float64 {
+	c := make([]float64, len(s))
+	for i := range s {
+		c[i] = s[i].cpu.Seconds() / s[i].wall.Seconds()
+	}
+	slices.Sort(c)
+	return c[int(0.5*float64(len(c)-1))]
+}
+
 func (s series) rss() int64 {
 	var m int64
 	for _, x := range s {
@@ -103,16 +117,10 @@ func main() {
 	older := flag.String("older", "", "with -artifacts: the same with other versions, to be rolled back from")
 	rounds := flag.Int("rounds", 7, "runs of each side")
 	dir := flag.String("dir", "", "where to work (default: a temporary folder)")
-	only := flag.String("only", "", "apply or check: that part alone")
+	only := flag.String("only", "", "apply, bundle or check: that part alone")
 	flag.Parse()
-	var err error
-	if *only != "check" {
-		err = run(*nodeprep, *artifacts, *older, *dir, *rounds)
-	}
-	if err == nil && *only != "apply" {
-		err = benchCheck(context.Background(), *nodeprep, *dir, *rounds)
-	}
-	if err != nil {
+	wanted := func(part string) bool { return *only == "" || *only == part }
+	if err := run(context.Background(), *nodeprep, *artifacts, *older, *dir, *rounds, wanted); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -120,31 +128,53 @@ func main() {
 
 // run benches the releases in a folder, by default those that the machine tests use,
 // made of Debian's packages.
-func run(nodeprep, artifacts, older, dir string, rounds int) error {
-	if artifacts != "" {
-		return bench(nodeprep, artifacts, older, dir, rounds)
+func run(ctx context.Context, nodeprep, artifacts, older, dir string, rounds int, wanted func(part string) bool) (err error) {
+	if nodeprep, err = filepath.Abs(nodeprep); err != nil {
+		return err
 	}
-	ctx := context.Background()
+	if artifacts == "" && (wanted("apply") || wanted("bundle")) {
+		together, err := os.MkdirTemp(dir, "nodeprep-bench-artifacts-")
+		if err != nil {
+			return err
+		}
+		defer os.RemoveAll(together)
+		if artifacts, older, err = releases(ctx, together); err != nil {
+			return err
+		}
+	}
+	if wanted("apply") {
+		if err := bench(nodeprep, artifacts, older, dir, rounds); err != nil {
+			return err
+		}
+	}
+	if wanted("bundle") {
+		if err := benchBundle(ctx, nodeprep, artifacts, dir, rounds); err != nil {
+			return err
+		}
+	}
+	if wanted("check") {
+		return benchCheck(ctx, nodeprep, dir, rounds)
+	}
+	return nil
+}
+
+// releases are two sets of releases made of Debian's packages, each in a folder below dir.
+func releases(ctx context.Context, dir string) (newer, older string, err error) {
 	store, err := supply.Open(func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) })
 	if err != nil {
-		return err
+		return "", "", err
 	}
 	if err := store.Deps(ctx); err != nil {
-		return err
+		return "", "", err
 	}
-	together, err := os.MkdirTemp(dir, "nodeprep-bench-artifacts-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(together)
-	var folders []string
-	for name, wanted := range map[string][]supply.Release{
-		"new": {
+	newer, older = filepath.Join(dir, "new"), filepath.Join(dir, "old")
+	for folder, wanted := range map[string][]supply.Release{
+		newer: {
 			{Component: "containerd", Version: "2.1.9", Arch: runtime.GOARCH},
 			{Component: "runc", Version: runcVersion, Arch: runtime.GOARCH},
 			{Component: "cni", Version: "1.9.1", Arch: runtime.GOARCH},
 		},
-		"old": {
+		older: {
 			{Component: "containerd", Version: "1.7.24", Arch: runtime.GOARCH},
 			{Component: "runc", Version: olderRunc, Arch: runtime.GOARCH},
 			{Component: "cni", Version: "1.1.1", Arch: runtime.GOARCH},
@@ -152,22 +182,19 @@ func run(nodeprep, artifacts, older, dir string, rounds int) error {
 	} {
 		dirs, err := store.Releases(ctx, wanted)
 		if err != nil {
-			return err
+			return "", "", err
 		}
-		folder := filepath.Join(together, name)
 		if err := os.Mkdir(folder, 0o700); err != nil {
-			return err
+			return "", "", err
 		}
-		folders = append(folders, folder)
 		for _, r := range wanted {
 			// Not read whole: a child's peak memory starts with what its parent had.
 			if err := copyFile(filepath.Join(folder, r.File()), filepath.Join(dirs[r.Name()], r.File())); err != nil {
-				return err
+				return "", "", err
 			}
 		}
 	}
-	slices.Sort(folders)
-	return bench(nodeprep, folders[0], folders[1], dir, rounds)
+	return newer, older, nil
 }
 
 func copyFile(to, from string) error {
@@ -193,11 +220,33 @@ const runcVersion = "1.3.6"
 // olderRunc is that of the older set.
 const olderRunc = "1.1.15"
 
-func bench(nodeprep, artifacts, older, dir string, rounds int) error {
-	nodeprep, err := filepath.Abs(nodeprep)
-	if err != nil {
-		return err
+// hand is the side that is done by hand, and the profile that says the same.
+type hand struct {
+	set                  set
+	profile, sums, files string
+}
+
+// byHandOf prepares it in a folder.
+func byHandOf(nodeprep string, s set, work string) (hand, error) {
+	h := hand{set: s, profile: filepath.Join(work, "node.yaml"), sums: filepath.Join(work, "SUMS"), files: filepath.Join(work, "files")}
+	if err := os.WriteFile(h.profile, []byte(s.profile(runcVersion)), 0o644); err != nil {
+		return h, err
 	}
+	if err := os.WriteFile(h.sums, []byte(s.sums()), 0o644); err != nil {
+		return h, err
+	}
+	return h, renderFiles(nodeprep, h.profile, h.files)
+}
+
+// into does it, in an empty root.
+func (h hand) into(root string) *exec.Cmd {
+	cmd := exec.Command("sh", "-c", manual)
+	cmd.Env = append(os.Environ(), "ARTIFACTS="+h.set.dir, "SUMS="+h.sums, "ROOT="+root, "FILES="+h.files,
+		"CONTAINERD="+h.set.containerd, "CNI="+h.set.cni, "RUNC="+h.set.runc)
+	return cmd
+}
+
+func bench(nodeprep, artifacts, older, dir string, rounds int) error {
 	set, err := findSet(artifacts)
 	if err != nil {
 		return err
@@ -213,24 +262,16 @@ func bench(nodeprep, artifacts, older, dir string, rounds int) error {
 		return err
 	}
 	defer os.RemoveAll(work)
-	profile := filepath.Join(work, "node.yaml")
-	if err := os.WriteFile(profile, []byte(set.profile(runcVersion)), 0o644); err != nil {
+	side, err := byHandOf(nodeprep, set, work)
+	if err != nil {
 		return err
 	}
+	profile := side.profile
 	olderProfile := filepath.Join(work, "older.yaml")
 	if err := os.WriteFile(olderProfile, []byte(old.profile(olderRunc)), 0o644); err != nil {
 		return err
 	}
-	sums := filepath.Join(work, "SUMS")
-	if err := os.WriteFile(sums, []byte(set.sums()), 0o644); err != nil {
-		return err
-	}
-	files := filepath.Join(work, "files")
-	if err := renderFiles(nodeprep, profile, files); err != nil {
-		return err
-	}
-
-	var hand, apply, again, status, change, back, validate, render series
+	var byHand, apply, again, status, change, back, validate, render series
 	for i := range rounds {
 		root := filepath.Join(work, fmt.Sprint("root", i))
 		hroot := filepath.Join(work, fmt.Sprint("hand", i))
@@ -241,15 +282,12 @@ func bench(nodeprep, artifacts, older, dir string, rounds int) error {
 		}
 		applyArgs := []string{"apply", "-f", profile, "--root", root, "--artifacts", set.dir, "--offline", "-o", "json"}
 		changeArgs := []string{"apply", "-f", olderProfile, "--root", root, "--artifacts", old.dir, "--offline", "-o", "json"}
-		h := exec.Command("sh", "-c", byHand)
-		h.Env = append(os.Environ(), "ARTIFACTS="+set.dir, "SUMS="+sums, "ROOT="+hroot, "FILES="+files,
-			"CONTAINERD="+set.containerd, "CNI="+set.cni, "RUNC="+set.runc)
 		type step struct {
 			into *series
 			cmd  *exec.Cmd
 		}
 		steps := []step{
-			{&hand, h},
+			{&byHand, side.into(hroot)},
 			{&apply, exec.Command(nodeprep, applyArgs...)},
 			{&again, exec.Command(nodeprep, applyArgs...)},
 			{&status, exec.Command(nodeprep, "status", "--root", root)},
@@ -279,13 +317,13 @@ func bench(nodeprep, artifacts, older, dir string, rounds int) error {
 	if err != nil {
 		return err
 	}
-	fmt.Printf("machine: %d cores, %s/%s; %d rounds; artifacts %s\n", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, rounds, set)
+	fmt.Println(machine(rounds, set))
 	fmt.Printf("%-28s %10s %10s %10s %10s\n", "", "min", "median", "max", "peak MiB")
 	for _, row := range []struct {
 		name string
 		s    series
 	}{
-		{"by hand, not durable", hand}, {"nodeprep apply, durable", apply}, {"nodeprep apply again", again}, {"nodeprep status", status},
+		{"by hand, not durable", byHand}, {"nodeprep apply, durable", apply}, {"nodeprep apply again", again}, {"nodeprep status", status},
 		{"nodeprep apply, an upgrade", change}, {"nodeprep rollback of it", back}, {"nodeprep validate", validate}, {"nodeprep render", render},
 	} {
 		if len(row.s) == 0 {
@@ -293,8 +331,8 @@ func bench(nodeprep, artifacts, older, dir string, rounds int) error {
 		}
 		fmt.Printf("%-28s %10s %10s %10s %10.1f\n", row.name, ms(row.s.wall(0)), ms(row.s.wall(0.5)), ms(row.s.wall(1)), float64(row.s.rss())/1024)
 	}
-	ratio := func(q float64) float64 { return apply.wall(q).Seconds() / hand.wall(q).Seconds() }
-	fmt.Printf("apply / by hand: %.2f (medians %s / %s), %.2f (minima); wanted at most 0.55\n", ratio(0.5), ms(apply.wall(0.5)), ms(hand.wall(0.5)), ratio(0))
+	ratio := func(q float64) float64 { return apply.wall(q).Seconds() / byHand.wall(q).Seconds() }
+	fmt.Printf("apply / by hand: %.2f (medians %s / %s), %.2f (minima); wanted at most 0.55\n", ratio(0.5), ms(apply.wall(0.5)), ms(byHand.wall(0.5)), ratio(0))
 	fmt.Printf("peak memory of apply: %.1f MiB; wanted at most 48\n", float64(apply.rss())/1024)
 	share, journal, wall := apply.journal(0.5)
 	fmt.Printf("journal / apply: %.3f (median; %s of %s); wanted at most 0.05\n", share, ms(journal), ms(wall))
@@ -306,6 +344,15 @@ func bench(nodeprep, artifacts, older, dir string, rounds int) error {
 	fmt.Printf("validate: %s, render: %s; wanted at most 15 ms\n", ms(validate.wall(0.5)), ms(render.wall(0.5)))
 	fmt.Printf("binary: %.1f MB; wanted at most 25\n", float64(size.Size())/1e6)
 	return nil
+}
+
+// machine is what the numbers below it hold for.
+func machine(rounds int, s set) string {
+	load := "?"
+	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
+		load, _, _ = strings.Cut(string(b), " ")
+	}
+	return fmt.Sprintf("machine: %d cores, %s/%s, load %s (this included); %d rounds; artifacts %s", runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, load, rounds, s)
 }
 
 func ms(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000) }

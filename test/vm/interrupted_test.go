@@ -38,18 +38,40 @@ func moments() []moment {
 	}
 }
 
+// supplied is a way in which a node's releases come to it: applies by name, each making the
+// machine ready for one that it returns.
+func supplied() map[string]func(m *machine, n node) (apply string) {
+	return map[string]func(*machine, node) string{
+		"folder of releases": func(m *machine, n node) string {
+			m.give(n, "")
+			return n.command("apply")
+		},
+		"bundle": func(m *machine, n node) string {
+			name := "bundle-" + n.containerd.Version
+			m.plug(name, map[string]string{"node.bundle": bundleOf(m.t, n).file})
+			return "nodeprep apply --bundle /media/" + name + "/node.bundle"
+		},
+	}
+}
+
 // An upgrade that is killed is finished or reverted as a whole, by recover or by
 // whatever changes the node next, and containers live through all of it.
 func TestKilled(t *testing.T) {
+	t.Parallel() // with the other tests' scenarios
+	for name, supply := range supplied() {
+		t.Run("from a "+name, func(t *testing.T) { killed(t, supply) })
+	}
+}
+
+func killed(t *testing.T, supply func(*machine, node) (apply string)) {
 	m := start(t, inAll)
 	first, second := nodeOf("1.7.24"), nodeOf("2.1.9")
-	m.give(first, "")
-	m.exits(0, first.command("apply"))
+	m.exits(0, supply(m, first))
 	pod := first.runPod(m, "one")
 	old := m.tree("")
-	m.give(second, "")
+	apply := supply(m, second)
 	for _, at := range moments() {
-		s := m.strike("KILL", at.stage, at.after, second.command("apply"))
+		s := m.strike("KILL", at.stage, at.after, apply)
 		if s.Code != 128+9 {
 			t.Fatalf("exit %d before it was killed:\n%s", s.Code, s.Output)
 		}
@@ -64,10 +86,10 @@ func TestKilled(t *testing.T) {
 		settled(m)
 		m.exits(0, "nodeprep status")
 	}
-	if s := m.strike("KILL", "activate", 2*time.Second, second.command("apply")); s.Code != 128+9 {
+	if s := m.strike("KILL", "activate", 2*time.Second, apply); s.Code != 128+9 {
 		t.Fatalf("exit %d before it was killed:\n%s", s.Code, s.Output)
 	}
-	m.says(m.exits(0, second.command("apply")), "interrupted", "reverted")
+	m.says(m.exits(0, apply), "interrupted", "reverted")
 	serves(m, "2.1.9")
 	alive(m, pod)
 	settled(m)
@@ -77,16 +99,22 @@ func TestKilled(t *testing.T) {
 // The plug is pulled while an upgrade is on its way: at the next boot the node mends
 // itself before containerd starts.
 func TestPowerOff(t *testing.T) {
+	t.Parallel() // with the other tests' scenarios
+	for name, supply := range supplied() {
+		t.Run("from a "+name, func(t *testing.T) { poweredOff(t, supply) })
+	}
+}
+
+func poweredOff(t *testing.T, supply func(*machine, node) (apply string)) {
 	m := start(t, inAll)
 	first, second := nodeOf("1.7.24"), nodeOf("2.1.9")
-	m.give(first, "")
-	m.exits(0, first.command("apply"))
+	m.exits(0, supply(m, first))
 	first.runPod(m, "one")
-	m.give(second, "")
+	apply := supply(m, second)
 	m.must("sync")
 	old := m.tree("")
 	for _, at := range []moment{{"commit", 0}, {"activate", 3 * time.Second}} {
-		s := m.strike("STOP", at.stage, at.after, second.command("apply"))
+		s := m.strike("STOP", at.stage, at.after, apply)
 		if s.Code != -1 {
 			t.Fatalf("exit %d before the power went:\n%s", s.Code, s.Output)
 		}
@@ -119,7 +147,7 @@ func TestPowerOff(t *testing.T) {
 		}
 		first.runPod(m, "after-"+at.stage)
 	}
-	m.exits(0, second.command("apply"))
+	m.exits(0, apply)
 	serves(m, "2.1.9")
 }
 

@@ -45,6 +45,7 @@ type Lab struct {
 	stick    string            // disk image
 	nodeprep string            // the programs on it
 	inguest  string
+	images   string // folder, here
 	tmp      string
 	remove   func() error
 	log      func(format string, args ...any)
@@ -149,7 +150,7 @@ func (l *Lab) makeStick(ctx context.Context, nodeprep string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	content["images"] = images
+	l.images, content["images"] = images, images
 	if content["packages"], err = l.store.Packages(ctx, l.guest.Arch, packages()); err != nil {
 		return "", err
 	}

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,6 +22,8 @@ type Machine struct {
 	lab  *Lab
 	name string
 	dir  string
+	// plugged are media of this machine alone: serials, and images of disks.
+	plugged map[string]string
 }
 
 // Start resumes the saved guest with a disk of its own. Close must be called.
@@ -46,18 +50,41 @@ func (l *Lab) Start(ctx context.Context, name string) (*Machine, error) {
 
 // ready attaches the media and sets the clock, which stood still since the guest was saved.
 func (m *Machine) ready(ctx context.Context) error {
-	for serial, image := range map[string]string{"releases": m.lab.releases, "stick": m.lab.stick} {
+	if r, err := m.Sh(ctx, fmt.Sprintf("date -u -s @%d", time.Now().Unix())); err != nil || r.Code != 0 {
+		return errors.Join(fmt.Errorf("set the clock: exit %d\n%s%s", r.Code, r.Stdout, r.Stderr), err)
+	}
+	media := map[string]string{"releases": m.lab.releases, "stick": m.lab.stick}
+	maps.Copy(media, m.plugged)
+	return m.mount(ctx, media)
+}
+
+// Plug gives the machine one more disk, with files of this machine by their names there. It is mounted read-only at /media/NAME,
+// and stays over power cuts.
+func (m *Machine) Plug(ctx context.Context, name string, content map[string]string) error {
+	image := filepath.Join(m.dir, name+".raw")
+	if err := supply.WriteMedia(ctx, image, content); err != nil {
+		return err
+	}
+	if m.plugged == nil {
+		m.plugged = make(map[string]string)
+	}
+	m.plugged[name] = image
+	return m.mount(ctx, map[string]string{name: image})
+}
+
+// mount attaches disks and mounts them below /media.
+func (m *Machine) mount(ctx context.Context, media map[string]string) error {
+	for serial, image := range media {
 		if err := m.qemu.AttachDisk(ctx, image, serial); err != nil {
 			return err
 		}
 	}
-	script := fmt.Sprintf(`date -u -s @%d
-for s in releases stick; do
+	script := fmt.Sprintf(`for s in %s; do
 	d=/dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_$s
 	udevadm wait --settle --timeout=180 $d
 	mkdir -p /media/$s
 	mount -o ro $d /media/$s
-done`, time.Now().Unix())
+done`, strings.Join(slices.Sorted(maps.Keys(media)), " "))
 	r, err := m.Sh(ctx, script)
 	if err != nil {
 		return fmt.Errorf("mount the media: %w", err)

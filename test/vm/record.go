@@ -5,8 +5,10 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 
 	"github.com/nodeprep/nodeprep/test/vm/qemu"
+	"github.com/nodeprep/nodeprep/test/vm/supply"
 )
 
 // Nodeprep is the program that machines find on their stick.
@@ -14,6 +16,17 @@ func (l *Lab) Nodeprep() string { return l.nodeprep }
 
 // Inguest is the machines' inguest, which this machine can run as well.
 func (l *Lab) Inguest() string { return l.inguest }
+
+// ReleaseDir is the folder, here, of a release that is on the machines' media.
+func (l *Lab) ReleaseDir(r supply.Release) string { return l.dirs[r.Name()] }
+
+// Images is the folder, here, of the image archives that are on the stick.
+func (l *Lab) Images() string { return l.images }
+
+// Registry is Debian's docker-registry, for this machine.
+func (l *Lab) Registry(ctx context.Context) (string, error) {
+	return l.store.Registry(ctx, runtime.GOARCH)
+}
 
 // Scratch makes a folder for files that are gone when the lab is closed.
 func (l *Lab) Scratch() (string, error) { return os.MkdirTemp(l.tmp, "s-") }

@@ -231,12 +231,8 @@ func nodeOf(version string) node {
 // folders are where the node's releases are.
 func (n node) folders() []string {
 	var all []string
-	for _, name := range []string{
-		n.containerd.Name(),
-		supply.Release{Component: "runc", Version: n.runc, Arch: "amd64"}.Name(),
-		supply.Release{Component: "cni", Version: n.cni, Arch: "amd64"}.Name(),
-	} {
-		all = append(all, vm.ReleasesDir+"/"+name)
+	for _, r := range n.releases() {
+		all = append(all, vm.ReleasesDir+"/"+r.Name())
 	}
 	return all
 }
@@ -254,10 +250,29 @@ func (n node) command(verb string) string {
 	return "nodeprep " + verb + " --offline -f /root/node/profile.yaml" + n.artifacts()
 }
 
-// give writes the node's profile in the machine: testdata's for its containerd, the
-// digests of its releases, which no catalogue has, and what the test adds.
+// releases are the files that the node is made of.
+func (n node) releases() []supply.Release {
+	return []supply.Release{
+		n.containerd,
+		{Component: "runc", Version: n.runc, Arch: "amd64"},
+		{Component: "cni", Version: n.cni, Arch: "amd64"},
+	}
+}
+
+// give writes the node's profile in the machine.
 func (m *machine) give(n node, more string) {
 	m.t.Helper()
+	for name, text := range n.profile(m.t, m.sum, more) {
+		if err := m.WriteFile(m.ctx, "/root/node/"+name, text); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+}
+
+// profile is the node's, by names of files: testdata's for its containerd, the digests of
+// its releases, which no catalogue has, and what the test adds, in profile.yaml.
+func (n node) profile(t *testing.T, sum func(supply.Release) string, more string) map[string]string {
+	t.Helper()
 	const head = "apiVersion: nodeprep/v1alpha1\nkind: NodeProfile\nextends: "
 	own := "containerd-" + n.containerd.Version + ".yaml"
 	files := map[string]string{
@@ -267,22 +282,14 @@ func (m *machine) give(n node, more string) {
 	for _, name := range []string{"node.yaml", own} {
 		text, err := os.ReadFile(filepath.Join("testdata", name))
 		if err != nil {
-			m.t.Fatal(err)
+			t.Fatal(err)
 		}
 		files[name] = string(text)
 	}
-	for _, r := range []supply.Release{
-		n.containerd,
-		{Component: "runc", Version: n.runc, Arch: "amd64"},
-		{Component: "cni", Version: n.cni, Arch: "amd64"},
-	} {
-		files["digests.yaml"] += fmt.Sprintf("%s: {sha256: {%s: %q}}\n", r.Component, r.Arch, m.sum(r))
+	for _, r := range n.releases() {
+		files["digests.yaml"] += fmt.Sprintf("%s: {sha256: {%s: %q}}\n", r.Component, r.Arch, sum(r))
 	}
-	for name, text := range files {
-		if err := m.WriteFile(m.ctx, "/root/node/"+name, text); err != nil {
-			m.t.Fatal(err)
-		}
-	}
+	return files
 }
 
 // sum is a release's digest.

@@ -22,6 +22,7 @@ func tools() []tool {
 		{"wget", "wget"},                        // debootstrap's downloader
 		{"systemd-nspawn", "systemd-container"}, // boots a host for the benchmark of check
 		{"strace", "strace"},                    // install's proof that nothing but its writer changes a host
+		{"skopeo", "skopeo"},                    // carries bundles to registries and back
 	}
 }
 

@@ -12,7 +12,6 @@ import (
 	"io"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -24,13 +23,22 @@ const (
 	PauseImage   = "registry.k8s.io/pause:3.10"
 	// OlderPause does the same and is another image, to change to.
 	OlderPause = "registry.k8s.io/pause:3.9"
+	// MultiImage is for amd64 and arm64. So is PartImage, in an archive without the parts for
+	// arm64, and HolesImage, in one without any layer.
+	MultiImage = "registry.example.com/team/multi:1"
+	PartImage  = "registry.example.com/team/part:1"
+	HolesImage = "registry.example.com/team/holes:1"
+	// ForeignImage is for s390x alone.
+	ForeignImage = "registry.example.com/team/foreign:1"
 )
 
 // Images returns a folder with two image archives: busybox.tar, an OCI layout with
 // BusyboxImage, and pause.tar, as docker save writes it, with PauseImage and OlderPause.
-// Both forms are what people carry into sites without a network.
+// Both forms are what people carry into sites without a network. multi.tar and part.tar
+// have MultiImage and PartImage, holes.tar and foreign.tar HolesImage and ForeignImage, which
+// no node can use.
 func (s *Store) Images(ctx context.Context, arch string) (string, error) {
-	return s.Entry(ctx, "images.v3", arch, func(ctx context.Context, dir string) (err error) {
+	return s.Entry(ctx, "images.v4", arch, func(ctx context.Context, dir string) (err error) {
 		tmp, err := os.MkdirTemp(dir, ".deb-")
 		if err != nil {
 			return err
@@ -73,26 +81,60 @@ func (s *Store) Images(ctx context.Context, arch string) (string, error) {
 		image = ociImage{names: []string{PauseImage}, arch: arch, layer: layer, entrypoint: []string{"/pause"}}
 		older := image
 		older.names, older.cmd = []string{OlderPause}, []string{"older"}
-		return writeDocker(filepath.Join(dir, "pause.tar"), image, older)
+		if err := writeDocker(filepath.Join(dir, "pause.tar"), image, older); err != nil {
+			return err
+		}
+		return writePlatforms(dir)
 	})
+}
+
+// writePlatforms writes the archives that are about platforms; their images do nothing.
+func writePlatforms(dir string) error {
+	for _, archive := range []struct {
+		file, name string
+		arches     []string
+		has        func(arch string, layer bool) bool
+	}{
+		{"multi.tar", MultiImage, []string{"amd64", "arm64"}, func(string, bool) bool { return true }},
+		{"part.tar", PartImage, []string{"amd64", "arm64"}, func(arch string, _ bool) bool { return arch == "amd64" }},
+		{"holes.tar", HolesImage, []string{"amd64", "arm64"}, func(_ string, layer bool) bool { return !layer }},
+		{"foreign.tar", ForeignImage, []string{"s390x"}, func(string, bool) bool { return true }},
+	} {
+		var manifests []any
+		var blobs []entry
+		for _, arch := range archive.arches {
+			layer, err := layerOf([]entry{{name: "etc/platform", mode: 0o644, data: []byte(archive.name + " for " + arch + "\n")}})
+			if err != nil {
+				return err
+			}
+			d, parts, err := ociImage{arch: arch, layer: layer, cmd: []string{"/none"}}.blobs()
+			if err != nil {
+				return err
+			}
+			manifests = append(manifests, d)
+			for _, p := range parts {
+				if archive.has(arch, p.name == blob(layer).name) {
+					blobs = append(blobs, p)
+				}
+			}
+		}
+		const mediaType = "application/vnd.oci.image.index.v1+json"
+		index, err := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": mediaType, "manifests": manifests})
+		if err != nil {
+			return err
+		}
+		d := descriptor(mediaType, index)
+		d["annotations"] = map[string]string{"io.containerd.image.name": archive.name}
+		if err := writeLayout(filepath.Join(dir, archive.file), []any{d}, append(blobs, blob(index))); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // busybox reads the one static program of Debian's busybox-static.
 func (s *Store) busybox(ctx context.Context, arch, tmp string) ([]byte, error) {
-	d, done, err := s.debian(ctx, arch)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
-	in := func(c *exec.Cmd) { c.Dir = tmp }
-	if _, err := run(ctx, in, "apt-get", d.options("-q", "download", "busybox-static/"+suites()[0])...); err != nil {
-		return nil, err
-	}
-	debs, err := filepath.Glob(filepath.Join(tmp, "busybox-static_*.deb"))
-	if err != nil || len(debs) != 1 {
-		return nil, errors.Join(errors.New("get busybox-static: apt-get download left no file"), err)
-	}
-	if _, err := run(ctx, nil, "dpkg-deb", "-x", debs[0], tmp); err != nil {
+	if err := s.unpack(ctx, "busybox-static", arch, tmp); err != nil {
 		return nil, err
 	}
 	for _, name := range []string{"bin/busybox", "usr/bin/busybox"} { // before and after merged /usr
@@ -178,39 +220,51 @@ func (i ociImage) config() ([]byte, error) {
 	})
 }
 
-// writeOCI writes an OCI image layout as one tar; the image's name is where containerd
-// looks for it, in the annotation io.containerd.image.name of index.json.
-func (i ociImage) writeOCI(path string) error {
+// blobs are the image's parts as an OCI layout has them, and the descriptor of its manifest.
+func (i ociImage) blobs() (manifest map[string]any, parts []entry, err error) {
 	config, err := i.config()
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	manifest, err := json.Marshal(map[string]any{
+	text, err := json.Marshal(map[string]any{
 		"schemaVersion": 2,
 		"mediaType":     "application/vnd.oci.image.manifest.v1+json",
 		"config":        descriptor("application/vnd.oci.image.config.v1+json", config),
 		"layers":        []any{descriptor("application/vnd.oci.image.layer.v1.tar", i.layer)},
 	})
 	if err != nil {
+		return nil, nil, err
+	}
+	d := descriptor("application/vnd.oci.image.manifest.v1+json", text)
+	d["platform"] = map[string]string{"os": "linux", "architecture": i.arch}
+	return d, []entry{blob(config), blob(i.layer), blob(text)}, nil
+}
+
+// writeOCI writes an OCI image layout as one tar; the image's name is where containerd
+// looks for it, in the annotation io.containerd.image.name of index.json.
+func (i ociImage) writeOCI(path string) error {
+	d, parts, err := i.blobs()
+	if err != nil {
 		return err
 	}
-	d := descriptor("application/vnd.oci.image.manifest.v1+json", manifest)
-	d["platform"] = map[string]string{"os": "linux", "architecture": i.arch}
 	var manifests []any
 	for _, name := range i.names {
 		named := maps.Clone(d)
 		named["annotations"] = map[string]string{"io.containerd.image.name": name}
 		manifests = append(manifests, named)
 	}
+	return writeLayout(path, manifests, parts)
+}
+
+func writeLayout(path string, manifests []any, blobs []entry) error {
 	index, err := json.Marshal(map[string]any{"schemaVersion": 2, "manifests": manifests})
 	if err != nil {
 		return err
 	}
-	return writeArchive(path, []entry{
+	return writeArchive(path, append([]entry{
 		{name: "oci-layout", mode: 0o644, data: []byte(`{"imageLayoutVersion":"1.0.0"}`)},
 		{name: "index.json", mode: 0o644, data: index},
-		blob(config), blob(i.layer), blob(manifest),
-	})
+	}, blobs...))
 }
 
 // writeDocker writes the older form of docker save: manifest.json, configs and layers.

@@ -38,6 +38,8 @@ func cri(ctx context.Context, socket, verb string, args []string) (any, error) {
 		return k.status(ctx)
 	case verb == "images" && len(args) == 0:
 		return k.imageNames(ctx)
+	case verb == "image" && len(args) == 1:
+		return k.image(ctx, args[0])
 	case verb == "run" && len(args) >= 2:
 		return k.run(ctx, args[0], args[1], args[2:])
 	case verb == "ps" && len(args) == 0:
@@ -94,6 +96,18 @@ func (k kubelet) imageNames(ctx context.Context) (any, error) {
 		all = append(all, image{i.RepoTags, i.Pinned})
 	}
 	return all, nil
+}
+
+// image is what a kubelet asks before it would pull.
+func (k kubelet) image(ctx context.Context, name string) (any, error) {
+	status, err := k.images.ImageStatus(ctx, &runtime.ImageStatusRequest{Image: &runtime.ImageSpec{Image: name}})
+	if err != nil {
+		return nil, err
+	}
+	if status.Image == nil {
+		return nil, fmt.Errorf("image %s is not there", name)
+	}
+	return map[string]any{"names": status.Image.RepoTags, "pinned": status.Image.Pinned}, nil
 }
 
 // labels are what a kubelet puts on a pod and its containers, and some more, in pairs.

@@ -9,6 +9,7 @@
 //	inguest registry ADDRESS CERT KEY              a registry that answers, over TLS, until it is stopped
 //	inguest cri SOCKET status                      what the CRI plugin says of itself, with its config
 //	inguest cri SOCKET images                      image references
+//	inguest cri SOCKET image NAME                  what is there of one
 //	inguest cri SOCKET run NAME IMAGE CMD...       a pod with one container
 //	inguest cri SOCKET ps                          running containers, with their processes
 //	inguest cri SOCKET rm NAME                     stops and removes a pod

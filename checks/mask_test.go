@@ -53,6 +53,10 @@ func TestPlainTextIsNotMasked(t *testing.T) {
 		"sed -i '/^[[:space:]]*config_path[[:space:]]*=/d' /etc/containerd/config.toml",
 		"mount -o remount,exec /opt",
 		"HTTPS_PROXY=http://proxy:3128",
+		"--image-credential-provider-config is not set",
+		"LoadCredential=harbor:/etc/credstore/harbor",
+		"GOOGLE_APPLICATION_CREDENTIALS=/etc/x/key.json",
+		"tls_key_file = \"/etc/x\", max_tokens = 5",
 	} {
 		if got := newMasker().text(text); got != text {
 			t.Errorf("%q became %q", text, got)

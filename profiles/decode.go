@@ -231,7 +231,7 @@ func (d *decoder) describe(n *node, at string) string {
 
 // sensitive says whether the value of a field may be a secret, or be meant as one.
 func sensitive(at string) bool {
-	return secretValue(at) || soundsSecret(at) ||
+	return secretValue(at) || soundsLike(at) || soundsSecret(at) ||
 		strings.HasSuffix(at, ".auth") || strings.Contains(at, ".auth.") || strings.Contains(at, ".header") || at == "systemd.proxy"
 }
 
@@ -579,6 +579,9 @@ func (f *LocalFile) decode(d *decoder, n *node, at string, _ field) {
 		return
 	case strings.HasPrefix(s, "~"):
 		d.fault(n, at, "write the path in full, or relative to the profile", "path %s is not expanded by anyone", quote(s))
+		return
+	case n.layer.dir == bundleDir && path.IsAbs(s):
+		d.fault(n, at, "name it in a profile that extends the bundle's", "a bundle's profile has the bundle's files alone, and %s is one of this machine", quote(s))
 		return
 	}
 	*f = LocalFile{Path: n.layer.resolve(s), Given: s, Origin: n.at(at)}

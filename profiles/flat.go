@@ -21,7 +21,7 @@ const Masked = "(not kept)"
 // what only sounds like one in a place that other programs define.
 func (p *Profile) Flat() map[string]any {
 	f := flattener{known: shapes{}}
-	m, _ := f.value(reflect.ValueOf(*p), "", "").(map[string]any)
+	m, _ := f.value(reflect.ValueOf(*p), "", nil).(map[string]any)
 	m["apiVersion"], m["kind"] = APIVersion, Kind
 	delete(m, "extends") // it is in here
 	return m
@@ -33,10 +33,10 @@ type flattener struct {
 	carry *carrier
 }
 
-// value is nil for what the profile does not give. free is the path, from its first dot
-// on, below a map whose keys other programs define; "" outside of these, where the
-// types tell what is secret.
-func (f flattener) value(v reflect.Value, at, free string) any {
+// value is nil for what the profile does not give. free are the keys on the way from a
+// map whose keys other programs define; none outside of these, where the types tell what
+// is secret.
+func (f flattener) value(v reflect.Value, at string, free []string) any {
 	switch x := v.Interface().(type) {
 	case Secret:
 		if f.carry != nil {
@@ -62,7 +62,7 @@ func (f flattener) value(v reflect.Value, at, free string) any {
 	case reflect.Struct:
 		out := map[string]any{}
 		for _, field := range f.known.fields(v.Type()) {
-			if x := f.value(v.FieldByIndex(field.index), join(at, field.key), ""); x != nil {
+			if x := f.value(v.FieldByIndex(field.index), join(at, field.key), nil); x != nil {
 				out[field.key] = x
 			}
 		}
@@ -77,10 +77,10 @@ func (f flattener) value(v reflect.Value, at, free string) any {
 		out := map[string]any{}
 		// In order, for what is counted on the way.
 		for _, key := range slices.SortedFunc(v.Seq(), func(a, b reflect.Value) int { return strings.Compare(a.String(), b.String()) }) {
-			e, below := v.MapIndex(key), ""
+			e, below := v.MapIndex(key), []string(nil)
 			switch v.Type().Elem().Kind() {
 			case reflect.String, reflect.Interface:
-				below = free + "." + key.String()
+				below = append(slices.Clone(free), key.String())
 			}
 			// An entry may be empty and mean something: a registry, a runtime.
 			out[key.String()] = orEmpty(f.value(e, join(at, key.String()), below), e)
@@ -92,17 +92,14 @@ func (f flattener) value(v reflect.Value, at, free string) any {
 		}
 		out := []any{}
 		for i := range v.Len() {
-			below := free
-			if free != "" {
-				below = index(free, i)
-			}
-			out = append(out, orEmpty(f.value(v.Index(i), index(at, i), below), v.Index(i)))
+			out = append(out, orEmpty(f.value(v.Index(i), index(at, i), free), v.Index(i)))
 		}
-		if strings.HasSuffix(at, ".args") {
-			masked := slices.Clone(out)
-			maskArguments(masked)
+		masked := slices.Clone(out)
+		if maskArguments(masked) {
 			for i := range out {
-				out[i] = f.plain(index(at, i), out[i], masked[i])
+				if s, ok := out[i].(string); ok {
+					out[i] = f.plain(index(at, i), s, masked[i])
+				}
 			}
 		}
 		return out
@@ -112,16 +109,16 @@ func (f flattener) value(v reflect.Value, at, free string) any {
 		if v.String() == "" {
 			return nil
 		}
-		if mayBeSecret(at, free) {
+		if mayBeSecret(free, v.String()) {
 			return f.plain(at, v.String(), Masked)
 		}
-		return f.plain(at, v.String(), plainText(v.String()))
+		return f.plain(at, v.String(), maskText(v.String()))
 	}
 	number := v.Interface()
 	if v.Kind() == reflect.Float64 {
 		number = fraction(v.Float())
 	}
-	if mayBeSecret(at, free) {
+	if mayBeSecret(free, fmt.Sprint(number)) {
 		return f.plain(at, number, Masked) // a password of digits
 	}
 	return number
@@ -147,15 +144,12 @@ func fraction(x float64) json.Number {
 	return json.Number(s)
 }
 
-// mayBeSecret judges by the names in the path below a map that is free.
-func mayBeSecret(at, free string) bool {
-	switch {
-	case free == "":
+// mayBeSecret judges a text or number by the keys above it in a map that is free.
+func mayBeSecret(free []string, value string) bool {
+	if len(free) == 0 {
 		return false
-	case strings.HasPrefix(at, "host.sysctl."):
-		return soundsSecret(free)
 	}
-	return sensitive(free) || strings.Contains(strings.ToLower(free), ".auth")
+	return SecretNamed(free[len(free)-1], value) || slices.ContainsFunc(free, holdsSecrets) && SecretNamed("auth", value)
 }
 
 // orEmpty is x, or for an entry that is there and says nothing, its type's empty value.
@@ -216,23 +210,6 @@ func plainText(s string) string {
 		words[i] = address
 	}
 	return strings.Join(words, " ")
-}
-
-// maskArguments masks the values of a program's arguments that sound secret:
-// --token=VALUE, and --token VALUE.
-func maskArguments(args []any) {
-	next := false
-	for i, a := range args {
-		s, _ := a.(string)
-		name, _, valued := strings.Cut(s, "=")
-		switch {
-		case valued && soundsSecret(name):
-			args[i] = name + "=" + Masked
-		case next && !strings.HasPrefix(s, "-"):
-			args[i] = Masked
-		}
-		next = !valued && strings.HasPrefix(s, "-") && soundsSecret(s)
-	}
 }
 
 // FromFlat is the profile that Flat flattened, from its JSON, for who wants to know what a

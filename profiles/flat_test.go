@@ -235,7 +235,7 @@ func TestFromFlatLeavesMaskedValuesOut(t *testing.T) {
 kind: NodeProfile
 containerd:
   version: 2.3.4
-  settings: {stream_processors: {x: {token: S3CRET, number_of_secrets: 7, kept: 1}}}
+  settings: {stream_processors: {x: {token: S3CRET, numeric_password: 7, number_of_secrets: 7, kept: 1}}}
 host: {sysctl: {net.ipv6.conf.all.stable_secret: "2001:db8::1", vm.overcommit_memory: 1}}
 systemd: {environment: {API_TOKEN: S3CRET, KEPT: value}}
 `
@@ -257,7 +257,7 @@ systemd: {environment: {API_TOKEN: S3CRET, KEPT: value}}
 	}
 	got := []any{s.Containerd.Settings, s.Sysctl, s.Systemd.Environment, s.Profiles}
 	want := []any{
-		map[string]any{"stream_processors": map[string]any{"x": map[string]any{"kept": int64(1)}}},
+		map[string]any{"stream_processors": map[string]any{"x": map[string]any{"kept": int64(1), "number_of_secrets": int64(7)}}},
 		map[string]string{"vm.overcommit_memory": "1"}, map[string]string{"KEPT": "value"}, []string{"node.yaml"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

@@ -126,6 +126,9 @@ func (l Loader) chain(name string, list *diag.List) []*layer {
 		case target == "-" || strings.Contains(target, "://"):
 			list.Errorf(at, "extend a built-in or a file", "cannot extend %s: a profile is read from files alone", quote(target))
 			return layers
+		case path.IsAbs(target) && next.dir == bundleDir:
+			list.Errorf(at, "let that file extend the bundle's profile", "a bundle's profile cannot extend %s, a file of this machine", quote(target))
+			return layers
 		case path.IsAbs(target):
 			file, display = path.Clean(target), target
 		default:

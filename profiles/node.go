@@ -324,7 +324,7 @@ func describe(n *node) string {
 	case n.isList():
 		return "a list"
 	}
-	text := quote(redact(n.y.Value))
+	text := quote(redact(maskText(n.y.Value)))
 	switch n.y.ShortTag() {
 	case "!!null":
 		return "nothing"

@@ -55,7 +55,7 @@ func (p *Profile) Portable(opt PortableOptions) (*Portable, diag.List) {
 	f := flattener{known: shapes{}, carry: c}
 	bare := *p
 	bare.Extends, bare.Sources = "", nil
-	flat, _ := f.value(reflect.ValueOf(bare), "", "").(map[string]any)
+	flat, _ := f.value(reflect.ValueOf(bare), "", nil).(map[string]any)
 	flat["apiVersion"], flat["kind"] = APIVersion, Kind
 	for _, ref := range opt.Pulled {
 		name := c.name(PortableFile{Image: true, Pulled: ref}, "images", ref+".tar")
@@ -121,7 +121,11 @@ func (c *carrier) refuse(o diag.Origin, hint, what string) {
 
 // spoken is told of a value, where no reference can stand, that is a secret or sounds so.
 func (c *carrier) spoken(at string) {
-	c.refuse(c.origins.Origin(at), "keep it out of the profile", "this is a secret, or sounds like one")
+	o := c.origins.Origin(at)
+	if slices.ContainsFunc(c.list, func(d diag.Diagnostic) bool { return d.Origin == o }) {
+		return // by itself and by the argument before it
+	}
+	c.refuse(o, "keep it out of the profile", "this is a secret, or sounds like one")
 }
 
 // secret flattens a secret. A user name, a header that carries no credentials and a proxy
@@ -137,7 +141,7 @@ func (c *carrier) secret(s Secret, at string) any {
 		return map[string]any{"file": c.file(LocalFile{Path: s.File, Given: s.FileGiven, Origin: s.Origin}, at)}
 	case s.Value == "":
 		return flatSecret(s, at)
-	case flatSecret(s, at) == Masked && !strings.HasSuffix(at, ".auth.username") && !plainHeader(at):
+	case flatSecret(s, at) == Masked && !strings.HasSuffix(at, ".auth.username") && !plainHeader(at, s.Value):
 		c.refuse(s.Origin, reference, "a secret stands in the profile")
 	}
 	return s.Value
@@ -145,14 +149,12 @@ func (c *carrier) secret(s Secret, at string) any {
 
 // plainHeader says whether at is the value of a header that carries no credentials, as
 // Resolve judges it.
-func plainHeader(at string) bool {
-	const section = ".header."
-	first, last := strings.Index(at, section), strings.LastIndex(at, section)
-	if first < 0 {
-		return false
+func plainHeader(at, value string) bool {
+	_, name, found := strings.Cut(at, ".header.")
+	if i := strings.LastIndex(name, "["); i > 0 && strings.HasSuffix(name, "]") {
+		name = name[:i]
 	}
-	name, _, _ := strings.Cut(at[last+len(section):], "[")
-	return !soundsSecret(at[first:]) && !credentialHeader(name)
+	return found && !secretHeader(name, value)
 }
 
 // file is the name by which a file goes along, and notes that it does.
@@ -168,8 +170,8 @@ func (c *carrier) file(f LocalFile, at string) string {
 		c.list.Errorf(f.Origin, "", "cannot read the file: %v", err)
 		return f.Given
 	}
-	// What a field is for is not what its file holds (RFC 7468, sections 10 and 11).
-	if bytes.Contains(data, []byte("PRIVATE KEY-----")) || strings.HasSuffix(at, ".key") {
+	// What a field is for is not what its file holds.
+	if privateKey.Match(data) || strings.HasSuffix(at, ".key") {
 		c.refuse(f.Origin, "", "this file holds a private key")
 	}
 	return c.name(PortableFile{From: f, Data: data}, "files", path.Base(f.Path))

@@ -443,7 +443,7 @@ func (r *resolver) systemd() {
 		switch {
 		case field != "":
 			r.warn(at, "write it as systemd.proxy."+field, "a proxy in environment is shown to every user by systemctl show, credentials included")
-		case soundsSecret(name):
+		case SecretNamed(name, g.Environment[name]):
 			r.warn(at, "keep secrets out of the environment", "this sounds like a secret, and systemctl show prints the environment to every user")
 		}
 	}
@@ -474,13 +474,6 @@ func (r *resolver) proxy(at string, s Secret) Secret {
 		r.warn(at, "give the URL as {file: PATH}, {env: NAME} or {credential: NAME}", "the proxy's credentials stand in the profile for all to read")
 	}
 	return s
-}
-
-// soundsSecret guesses from a variable's or header's name.
-func soundsSecret(name string) bool {
-	name = strings.ToUpper(name)
-	return slices.ContainsFunc([]string{"PASSWORD", "PASSWD", "SECRET", "TOKEN", "CREDENTIAL", "APIKEY", "API_KEY", "API-KEY"},
-		func(s string) bool { return strings.Contains(name, s) })
 }
 
 func (r *resolver) rest() {
@@ -701,16 +694,16 @@ func (r *resolver) endpointURL(at, u string, e Endpoint) {
 	}
 }
 
-// credentialHeader says whether a header is one for credentials.
-func credentialHeader(name string) bool {
-	return slices.Contains([]string{"authorization", "proxy-authorization", "cookie"}, strings.ToLower(name))
+// secretHeader says whether the value of a header is a secret.
+func secretHeader(name, value string) bool {
+	return soundsSecret(name) || maskText(value) != value
 }
 
 // header resolves a header's values. Those that carry credentials are not shown.
 func (r *resolver) header(at, name string, values HeaderValues) Header {
 	h := Header{Name: name}
-	secret := soundsSecret(name) || credentialHeader(name)
 	for _, v := range values {
+		secret := secretHeader(name, v.Value)
 		v.Plain = v.Value != "" && v.Value != Masked && !secret
 		if v.Value != "" && secret {
 			r.list.Warnf(v.Origin, "give it as {file: PATH}, {env: NAME} or {credential: NAME}", "the value of this header stands in the profile for all to read")

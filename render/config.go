@@ -49,6 +49,9 @@ func configFile(spec *profiles.Spec, r registry.Reader) (desired.File, diag.List
 		section(tree, "plugins", imageSection(spec), "registry")["configs"] = configs
 		f.Mode, f.Secret = 0o600, true
 	}
+	if freeSecret(spec) {
+		f.Mode, f.Secret = 0o600, true
+	}
 	m := merger{spec: spec, faults: &faults}
 	m.merge(tree, spec.Containerd.Settings, nil)
 	if !faults.HasErrors() {
@@ -62,6 +65,14 @@ func configFile(spec *profiles.Spec, r registry.Reader) (desired.File, diag.List
 		f.Content = content
 	}
 	return f, faults
+}
+
+// freeSecret says whether a secret is among what others define and goes into config.toml.
+func freeSecret(spec *profiles.Spec) bool {
+	c := spec.Containerd
+	return profiles.HasSecret(c.Settings) ||
+		slices.ContainsFunc(c.Runtimes, func(r profiles.Runtime) bool { return profiles.HasSecret(r.Options) }) ||
+		slices.ContainsFunc(c.ProxyPlugins, func(p profiles.ProxyPlugin) bool { return profiles.HasSecret(p.Exports) })
 }
 
 // configTree is what the named fields of a profile come to.

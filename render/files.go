@@ -137,6 +137,9 @@ func credentialProvidersFile(spec *profiles.Spec) (desired.File, error) {
 		Providers  []provider `yaml:"providers"`
 	}{APIVersion: "kubelet.config.k8s.io/v1", Kind: "CredentialProviderConfig"}
 	for _, p := range spec.CredentialProviders {
+		if profiles.HasSecret(p.Args) || profiles.HasSecret(p.Env) {
+			f.Mode, f.Secret = 0o600, true // the kubelet is root
+		}
 		out := provider{Name: p.Name, MatchImages: p.MatchImages, DefaultCacheDuration: p.DefaultCacheDuration, APIVersion: p.APIVersion, Args: p.Args}
 		for _, k := range slices.Sorted(maps.Keys(p.Env)) {
 			out.Env = append(out.Env, env{k, p.Env[k]})

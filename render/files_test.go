@@ -147,3 +147,49 @@ func TestCredentialProviders(t *testing.T) {
 		}
 	}
 }
+
+// Where a secret stands among what other programs define, the file is its owner's alone
+// and not shown; names that are about secrets hide nothing.
+func TestFilesWithSecretsAreSecret(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		change func(*profiles.Spec)
+		path   string
+		secret bool
+	}{
+		{"provider argument", provider([]string{"--auth", "S3CRET"}, nil), CredentialProvidersPath, true},
+		{"provider variable", provider(nil, map[string]string{"A": "B", "REGISTRY_TOKEN": "S3CRET"}), CredentialProvidersPath, true},
+		{"provider of none", provider([]string{"get-credentials", "--v=3", "--token-file=/run/token"}, map[string]string{"AWS_REGION": "eu-central-1", "GOOGLE_APPLICATION_CREDENTIALS": "/etc/key.json"}), CredentialProvidersPath, false},
+		{"setting", settings(map[string]any{"stream_processors": map[string]any{"x": map[string]any{"env": []any{"A=b", "OCICRYPT_PASSWORD=S3CRET"}}}}), ConfigPath, true},
+		{"inline key", settings(map[string]any{"plugins": map[string]any{"x": map[string]any{"note": "a\n-----BEGIN EC PRIVATE KEY-----\nMIIE\n"}}}), ConfigPath, true},
+		{"runtime option", func(s *profiles.Spec) { s.Containerd.Runtimes[0].Options = map[string]any{"apiKey": "S3CRET"} }, ConfigPath, true},
+		{"proxy plugin", func(s *profiles.Spec) {
+			s.Containerd.ProxyPlugins = []profiles.ProxyPlugin{{Name: "p", Type: "snapshot", Address: "/run/p", Exports: map[string]string{"passphrase": "S3CRET"}}}
+		}, ConfigPath, true},
+		{"setting of none", settings(map[string]any{"stream_processors": map[string]any{"x": map[string]any{"args": []any{"--decryption-keys-path", "/etc/containerd/ocicrypt/keys"}}}}), ConfigPath, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			spec := newSpec("2.4.2")
+			c.change(spec)
+			f := find(t, spec, c.path)
+			mode := uint32(0o644)
+			if c.secret {
+				mode = 0o600
+			}
+			if f == nil || f.Secret != c.secret || uint32(f.Mode) != mode {
+				t.Errorf("got %+v, want secret %v, mode %04o", f, c.secret, mode)
+			}
+		})
+	}
+}
+
+func provider(args []string, env map[string]string) func(*profiles.Spec) {
+	return func(s *profiles.Spec) {
+		// The first has nothing to hide.
+		s.CredentialProviders = []profiles.CredentialProvider{{Name: "one"}, {Name: "two", Args: args, Env: env}}
+	}
+}
+
+func settings(x map[string]any) func(*profiles.Spec) {
+	return func(s *profiles.Spec) { s.Containerd.Settings = x }
+}

@@ -113,7 +113,7 @@ func (a *app) chosen(root *host.Root, receiptProfile func() (string, bool, error
 		return "", err
 	}
 	if provisioned {
-		return "", usagef("this node was provisioned before, from %s: name the profile with -f, or put it at %s", last, profileOnNode)
+		return "", usagef("this node was provisioned before, from %s: name the profile with -f, or its bundle with --bundle, or put it at %s", last, profileOnNode)
 	}
 	return "default", nil
 }

@@ -64,9 +64,6 @@ nodeprep itself, imported images and containerd's data stay as they are.`,
   nodeprep rollback --root /mnt/image`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if cmd.Flags().Changed("to") && o.to == "" {
-				return usagef("--to: want the number of a generation; nodeprep rollback --list shows them")
-			}
 			return a.rollback(cmd.Context(), o)
 		},
 	}

@@ -114,7 +114,21 @@ func (n *node) from(s source, programs, verb string) {
 	if n.opt.Artifacts = (headless{n.opt.Artifacts}); s == aBundleOfARoot {
 		n.image, n.opt.live = true, false
 	}
-	n.daemon.silent = errors.New("what it had went with the process")
+	// A containerd outlives the process: it has what the receipt says.
+	rec, err := ReadReceipt(n.h.Root)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.daemon.images = map[string]daemon.Image{}
+	if rec != nil {
+		for _, x := range rec.Images {
+			for _, name := range x.Names {
+				if !x.Pending {
+					n.daemon.images[name] = daemon.Image{Name: name, Pinned: x.Pin}
+				}
+			}
+		}
+	}
 	for _, img := range node.Config.Images {
 		// The second archive comes when the first one goes.
 		if later := verb == "upgrade" || verb == "uninstall"; strings.Contains(img.File, "web") == later {

@@ -27,6 +27,8 @@ const (
 	keptDir = ".nodeprep"
 	// copyLimit is up to which size a file on another filesystem is kept as a copy, bytes.
 	copyLimit = 1 << 20
+	// showLimit is up to which size a plan tells what changes in a file, bytes.
+	showLimit = 1 << 20
 )
 
 // commit keeps what will be replaced, makes the record durable, and then renames. It
@@ -389,6 +391,21 @@ func readRegular(real string) ([]byte, error) {
 	}
 	defer f.Close()
 	return io.ReadAll(io.LimitReader(f, size))
+}
+
+// readShown reads a file that a plan compares and shows. Of one that is too large for that,
+// such as an image archive that waits, there is nothing, and whole is false.
+func readShown(real string) (content []byte, whole bool, err error) {
+	f, size, err := openRegular(real)
+	if err != nil {
+		return nil, false, err
+	}
+	defer f.Close()
+	if size > showLimit {
+		return nil, false, nil
+	}
+	content, err = io.ReadAll(io.LimitReader(f, size))
+	return content, err == nil, err
 }
 
 // copyFile copies content, owner, mode, time and extended attributes, durably; when it

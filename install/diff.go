@@ -404,12 +404,17 @@ func (d *differ) file(f *desired.File) error {
 	it.Action = Update
 	keys := []string{"content"}
 	if fi.Mode().IsRegular() {
-		old, err := readRegular(real)
+		old, whole, err := readShown(real)
 		if err != nil {
 			return fmt.Errorf("read %s: %w", f.Path, err)
 		}
-		keys = changedKeys(f.Format, old, f.Content)
-		if !it.Secret {
+		if whole {
+			keys = changedKeys(f.Format, old, f.Content)
+		}
+		switch {
+		case !whole:
+			it.New = nil
+		case !it.Secret:
 			it.Old = old
 		}
 		if why == "" && len(keys) == 0 {
@@ -748,7 +753,7 @@ func (d *differ) removal(own *Owned, needed, gone map[string]bool) (*Item, error
 	d.plan.seen[real] = fi
 	it.Secret = own.Salted || own.Component == "" && private(fi)
 	if own.Kind == KindFile && own.Component == "" && !it.Secret {
-		if it.Old, err = readRegular(real); err != nil {
+		if it.Old, _, err = readShown(real); err != nil {
 			return nil, err
 		}
 	}

@@ -168,8 +168,8 @@ func (m *machine) Import(_ context.Context, _ desired.Daemon, img desired.Image,
 		return nil, err
 	}
 	_, err := io.Copy(io.Discard, archive)
-	m.pinned = img.Pin
-	return []daemon.Image{{Name: "docker.io/library/app:1", Pinned: img.Pin, Changed: true}}, err
+	m.pinned = m.pinned || img.Pin
+	return []daemon.Image{{Name: "docker.io/library/app:1", Pinned: m.pinned, Changed: true}}, err
 }
 
 // Images are those that it has.

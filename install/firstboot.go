@@ -91,15 +91,17 @@ func (r *run) importWaiting(ctx context.Context, rec *Receipt) []error {
 		if ctx.Err() != nil {
 			return append(faults, context.Cause(ctx))
 		}
-		if err := r.importWaited(ctx, rec, &rec.Images[i]); err != nil {
+		if err := r.importWaited(ctx, rec, i); err != nil {
 			faults = append(faults, fmt.Errorf("import %s: %w", rec.Images[i].File, err))
 		}
 	}
 	return faults
 }
 
-// importWaited imports one archive. It goes when the receipt, durably, says so.
-func (r *run) importWaited(ctx context.Context, rec *Receipt, x *Imported) error {
+// importWaited imports one archive. It goes when the receipt, durably, says so; until then
+// rec says that it waits.
+func (r *run) importWaited(ctx context.Context, rec *Receipt, i int) error {
+	x := rec.Images[i]
 	p := waitingPath(x.SHA256)
 	real, err := r.root.Locate(p)
 	if err != nil {
@@ -121,30 +123,34 @@ func (r *run) importWaited(ctx context.Context, rec *Receipt, x *Imported) error
 	for _, g := range got {
 		x.Names = append(x.Names, g.Name)
 	}
+	next := *rec
+	next.Images = slices.Clone(rec.Images)
+	next.Images[i] = x
 	// Another archive of the receipt may be the same one.
-	if slices.ContainsFunc(rec.Images, func(o Imported) bool { return o.Pending && o.SHA256 == x.SHA256 }) {
+	if slices.ContainsFunc(next.Images, func(o Imported) bool { return o.Pending && o.SHA256 == x.SHA256 }) {
+		*rec = next
 		return nil
 	}
-	return r.noteImported(rec, p, real)
+	return r.noteImported(rec, next, p, real)
 }
 
-// noteImported writes a receipt in which an archive waits no more, and removes that.
-func (r *run) noteImported(rec *Receipt, p, real string) error {
+// noteImported replaces a receipt by one in which an archive waits no more, and removes that.
+func (r *run) noteImported(rec *Receipt, next Receipt, p, real string) error {
 	// A plan that was made before knows by the ID that it is not of this host any more.
 	var err error
 	if r.id, err = randomHex(8); err != nil {
 		return err
 	}
 	owned := map[string]Owned{}
-	for _, own := range rec.Owned {
+	for _, own := range next.Owned {
 		owned[own.Path] = own
 	}
 	withoutWaited(owned, []string{p})
-	rec.ID, rec.Owned = r.id, nil
+	next.ID, next.Owned = r.id, nil
 	for _, at := range sortedKeys(owned) {
-		rec.Owned = append(rec.Owned, owned[at])
+		next.Owned = append(next.Owned, owned[at])
 	}
-	if err := r.writeReceipt(rec); err != nil {
+	if err := r.writeReceipt(&next); err != nil {
 		return err
 	}
 	state, err := r.root.Resolve(StateDir)
@@ -154,6 +160,7 @@ func (r *run) noteImported(rec *Receipt, p, real string) error {
 	if err := r.w.sync(state); err != nil {
 		return err
 	}
+	*rec = next
 	r.dirty[filepath.Dir(real)] = true
 	return r.w.remove(real)
 }

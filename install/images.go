@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -421,6 +422,7 @@ func (r *run) checkImage(ctx context.Context, it *Item, to io.Writer) error {
 			return fault(err)
 		}
 		c.archive = archive
+		r.notForUs(img, archive, node)
 		// Several images may share their layers: what the largest one takes is sure.
 		c.needs = 0
 		for _, i := range archive.Images {
@@ -431,6 +433,23 @@ func (r *run) checkImage(ctx context.Context, it *Item, to io.Writer) error {
 	}
 	r.staging.images[img] = c
 	return nil
+}
+
+// notForUs says which images of an archive are not imported, since it has none of their
+// platforms for the node.
+func (r *run) notForUs(img *desired.Image, archive *imagearchive.Archive, node string) {
+	for _, i := range archive.Images {
+		if _, fits := i.For(node); fits || len(i.Names) == 0 {
+			continue
+		}
+		others := slices.DeleteFunc(slices.Concat(i.Platforms, slices.Sorted(maps.Keys(i.Missing))), func(p string) bool { return p == imagearchive.Unknown })
+		slices.Sort(others)
+		if others = slices.Compact(others); len(others) == 0 {
+			continue // a signature, or the like
+		}
+		r.res.Warnings.Warnf(img.Origin, "save it for "+node+", or without that image", "image %s: %s is for %s, not for %s, and is not imported",
+			img.File, strings.Join(i.Names, ", "), strings.Join(others, ", "), node)
+	}
 }
 
 // names are those of the archive's images for the node, as far as they are known.
@@ -618,11 +637,17 @@ func (r *run) importImages(ctx context.Context) error {
 	if len(faults) > 0 {
 		return errors.Join(faults...)
 	}
-	return r.pins(ctx, pin, slices.DeleteFunc(unpin, func(name string) bool { return stay[name] }))
+	unpin = slices.DeleteFunc(unpin, func(name string) bool { return stay[name] })
+	pin, unpin, err := r.otherwise(ctx, pin, unpin)
+	if err != nil {
+		return err
+	}
+	return r.pins(ctx, pin, unpin)
 }
 
 // importImage imports one archive, or says that it waits. It is in containerd only where
-// what was read is what was verified.
+// what was read is what was verified. Its images are pinned once they are there: the journal
+// must know which of them had no pin.
 func (r *run) importImage(ctx context.Context, it *Item) (*Imported, error) {
 	img, c := it.image, r.staging.images[it.image]
 	im := &Imported{File: img.File, SHA256: c.sum, Size: c.size, MTime: c.mtime, Pin: img.Pin, Names: c.names(r.plan.state.Arch)}
@@ -638,16 +663,25 @@ func (r *run) importImage(ctx context.Context, it *Item) (*Imported, error) {
 		return nil, err
 	}
 	defer f.Close()
-	got, err := r.give(ctx, r.plan.state.Daemon, *img, &reading{ctx: ctx, in: f, r: r, name: path.Base(img.File), total: at.size}, c)
+	unpinned := *img
+	unpinned.Pin = false
+	got, err := r.give(ctx, r.plan.state.Daemon, unpinned, &reading{ctx: ctx, in: f, r: r, name: path.Base(img.File), total: at.size}, c)
+	im.Names = nil
+	var pin []string
 	for _, g := range got {
-		r.res.Images = append(r.res.Images, ImportedImage{Name: g.Name, Digest: g.Digest, Archive: img.File, Pinned: g.Pinned, Present: !g.Changed})
+		im.Names = append(im.Names, g.Name)
+		if img.Pin && !g.Pinned {
+			pin = append(pin, g.Name)
+		}
+	}
+	if err == nil {
+		err = r.pins(ctx, pin, nil)
+	}
+	for _, g := range got {
+		r.res.Images = append(r.res.Images, ImportedImage{Name: g.Name, Digest: g.Digest, Archive: img.File, Pinned: g.Pinned || img.Pin && err == nil, Present: !g.Changed})
 	}
 	if err != nil {
 		return nil, fmt.Errorf("import %s: %w (from %s)", img.File, err, img.Origin)
-	}
-	im.Names = nil
-	for _, g := range got {
-		im.Names = append(im.Names, g.Name)
 	}
 	return im, nil
 }
@@ -687,19 +721,38 @@ func (p *proved) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// pins changes what the kubelet may remove. The journal has it first: a run that is undone
-// takes it back.
-func (r *run) pins(ctx context.Context, pin, unpin []string) error {
+// otherwise are those of the names whose pins are not as wanted by now. Others are somebody
+// else's, and no undo may touch them.
+func (r *run) otherwise(ctx context.Context, pin, unpin []string) (toPin, toUnpin []string, err error) {
 	if !r.runsImages() || len(pin)+len(unpin) == 0 {
+		return nil, nil, nil
+	}
+	list, err := r.opt.Daemon.Images(ctx, r.plan.state.Daemon)
+	if err != nil {
+		return nil, nil, fmt.Errorf("see what is pinned: %w", err)
+	}
+	for _, img := range list {
+		switch {
+		case !img.Pinned && slices.Contains(pin, img.Name):
+			toPin = append(toPin, img.Name)
+		case img.Pinned && slices.Contains(unpin, img.Name):
+			toUnpin = append(toUnpin, img.Name)
+		}
+	}
+	return toPin, toUnpin, nil
+}
+
+// pins changes what the kubelet may remove, of images of which each pin changes. The journal
+// has it first: a run that is undone takes it back.
+func (r *run) pins(ctx context.Context, pin, unpin []string) error {
+	if len(pin)+len(unpin) == 0 {
 		return nil
 	}
-	slices.Sort(pin)
-	slices.Sort(unpin)
-	r.j.Pinned, r.j.Unpinned = slices.Compact(pin), slices.Compact(unpin)
+	r.j.Pinned, r.j.Unpinned = append(r.j.Pinned, pin...), append(r.j.Unpinned, unpin...)
 	if err := r.writeJournal(); err != nil {
 		return r.explain(err)
 	}
-	return r.setPins(ctx, r.plan.state.Daemon, r.j.Pinned, r.j.Unpinned)
+	return r.setPins(ctx, r.plan.state.Daemon, pin, unpin)
 }
 
 func (r *run) setPins(ctx context.Context, d desired.Daemon, pin, unpin []string) error {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -19,6 +20,7 @@ import (
 	"github.com/nodeprep/nodeprep/internal/daemon"
 	"github.com/nodeprep/nodeprep/internal/desired"
 	"github.com/nodeprep/nodeprep/internal/diag"
+	"github.com/nodeprep/nodeprep/internal/imagearchive"
 	"github.com/nodeprep/nodeprep/systemd"
 )
 
@@ -311,10 +313,12 @@ func TestOneImageFails(t *testing.T) {
 			t.Errorf("it does not say %q:\n%v", want, err)
 		}
 	}
-	n.wantImages("afterwards", "registry.example.com/b:1 pinned", "registry.example.com/d:1 pinned")
+	// Nobody would know of their pins.
+	n.wantImages("afterwards", "registry.example.com/b:1", "registry.example.com/d:1")
 	n.same(before, true, "revert")
 	clear(n.daemon.sick)
 	res := n.apply()
+	n.wantImages("the next try", "registry.example.com/a:1 pinned", "registry.example.com/b:1 pinned", "registry.example.com/c:1 pinned", "registry.example.com/d:1 pinned")
 	var present []bool
 	for _, img := range res.Images {
 		present = append(present, img.Present)
@@ -426,17 +430,13 @@ func TestPinsComeBack(t *testing.T) {
 			n.state.Images = []desired.Image{{File: other, Pin: true}}
 			n.file(config).Content = []byte("version = 3\n")
 		})
+		n.daemon.pins = nil
 		return n
 	}
 	t.Run("undone", func(t *testing.T) {
 		n := prepare()
 		before := n.tree(true)
-		n.opt.writer = &writer{chown: n.h.UID == 0, before: func(_ int64, op, path string) error {
-			if op == "create" && strings.Contains(path, "/.receipt.json.nodeprep-") {
-				return errors.New("out of luck")
-			}
-			return nil
-		}}
+		n.noReceipt("create", ".receipt.json.nodeprep-*")
 		if _, err := n.tryApply(t.Context()); err == nil || !strings.Contains(err.Error(), "out of luck") {
 			t.Fatalf("apply = %v", err)
 		}
@@ -470,6 +470,32 @@ func TestPinsComeBack(t *testing.T) {
 		n.same(before, true, "recovery")
 		n.wantImages("recovery", webName+" pinned", pauseName)
 	})
+	t.Run("recovered after an import", func(t *testing.T) {
+		n := prepare()
+		n.change(func() {
+			archive := pause("registry.example.com/new:1").file(t, t.TempDir(), "new.tar")
+			n.state.Images = []desired.Image{{File: archive, Pin: true}, {File: pause("registry.example.com/bad:1").file(t, t.TempDir(), "bad.tar")}}
+		})
+		p := &points{fail: -1}
+		n.opt.writer = p.writer()
+		n.daemon.sick["import bad.tar"] = errDead
+		n.opt.Observer = onPhase(func(ph Phase) {
+			if ph == PhaseUndo {
+				p.fail = 0 // the process is dead
+			}
+		})
+		if _, err := n.tryApply(t.Context()); err == nil {
+			t.Fatal("no error")
+		}
+		n.opt.writer, n.opt.Observer = nil, nil
+		img := n.daemon.images["registry.example.com/new:1"]
+		img.Pinned = true // a process that is dead took nothing back
+		n.daemon.images[img.Name] = img
+		if _, err := Recover(t.Context(), n.h, n.recovery()); err != nil {
+			t.Fatal(err)
+		}
+		n.wantImages("recovery", "registry.example.com/new:1", webName+" pinned", pauseName)
+	})
 	t.Run("recovered without a daemon", func(t *testing.T) {
 		n := prepare()
 		n.opt.Observer = onPhase(func(ph Phase) {
@@ -483,6 +509,146 @@ func TestPinsComeBack(t *testing.T) {
 			t.Errorf("apply = %v", err)
 		}
 	})
+}
+
+// noReceipt has a kind of call fail for files whose names match a pattern.
+func (n *node) noReceipt(op, pattern string) {
+	n.opt.writer = &writer{chown: n.h.UID == 0, before: func(_ int64, o, path string) error {
+		if is, _ := filepath.Match(pattern, filepath.Base(path)); is && o == op {
+			return errors.New("out of luck")
+		}
+		return nil
+	}}
+}
+
+// TestUndoKnowsPins: a run that is undone leaves pins as it found them, whoever set them.
+func TestUndoKnowsPins(t *testing.T) {
+	inspected, err := imagearchive.Inspect(t.Context(), bytes.NewReader(pause().tar(t)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := daemon.Image{Name: pauseName, Digest: inspected.Images[0].Digest}
+	pinned := plain
+	pinned.Pinned = true
+	const next = "registry.k8s.io/pause:3.11"
+	for _, tt := range []struct {
+		name  string
+		first *desired.Image // what was wanted before; its archive has pauseName
+		has   daemon.Image   // what containerd has since
+		then  desired.Image
+		holds string // what the archive has then
+		after []string
+		last  []string // where no image is wanted any more
+	}{
+		{"there before", nil, plain, desired.Image{Pin: true}, pauseName, []string{pauseName}, []string{pauseName}},
+		{"pinned by somebody else", &desired.Image{}, pinned, desired.Image{Pin: true}, pauseName, []string{pauseName + " pinned"}, []string{pauseName + " pinned"}},
+		{"unpinned by somebody else", &desired.Image{Pin: true}, plain, desired.Image{Pin: true}, next, []string{pauseName, next}, []string{pauseName, next}},
+		{"unpinned by us", &desired.Image{Pin: true}, pinned, desired.Image{Pin: true}, next, []string{pauseName + " pinned", next}, []string{pauseName, next}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			n := newNode(t)
+			n.live()
+			dir := t.TempDir()
+			archive := pause().file(t, dir, "pause.tar")
+			if tt.first != nil {
+				tt.first.File = archive
+				n.state.Images = []desired.Image{*tt.first}
+			}
+			n.apply()
+			n.daemon.images = map[string]daemon.Image{pauseName: tt.has}
+			n.change(func() {
+				pause(tt.holds).file(t, dir, "pause.tar")
+				tt.then.File = archive
+				n.state.Images = []desired.Image{tt.then}
+			})
+			n.noReceipt("create", ".receipt.json.nodeprep-*")
+			_, err := n.tryApply(t.Context())
+			if err == nil {
+				t.Fatal("no error")
+			}
+			if strings.Contains(err.Error(), pauseName+" ") {
+				t.Errorf("it tells of an image that was there: %v", err)
+			}
+			n.wantImages("the undone run", tt.after...)
+			n.opt.writer = nil
+			n.change(func() { n.state.Images = nil })
+			n.apply()
+			n.wantImages("without images", tt.last...)
+		})
+	}
+}
+
+// TestImageForOthers: what an archive has for other nodes alone is not passed over in silence.
+func TestImageForOthers(t *testing.T) {
+	for _, live := range []bool{true, false} {
+		n := newNode(t)
+		if live {
+			n.live()
+		}
+		archive := pause(webName)
+		archive.and = []archiveOf{{names: []string{pauseName}, platforms: []string{"arm64", "riscv64"}}}
+		n.state.Images = []desired.Image{{File: archive.file(t, t.TempDir(), "both.tar"), Origin: diag.Origin{File: "node.yaml", Line: 12}}}
+		res := n.apply()
+		if got, want := fmt.Sprint(res.Warnings), pauseName+" is for linux/arm64, linux/riscv64, not for linux/amd64, and is not imported"; strings.Count(got, "is for") != 1 || !strings.Contains(got, want) {
+			t.Errorf("live %v: warnings %s, want %q", live, got, want)
+		}
+	}
+}
+
+// TestPlanReadsNoArchives: one that waits may be larger than what a plan may take of memory.
+func TestPlanReadsNoArchives(t *testing.T) {
+	const size = 48 << 20
+	prepare := func(t *testing.T) *node {
+		n := nodeAt(t, fastDir(t))
+		n.install("nodeprep")
+		n.apply()
+		archive := pause().file(t, t.TempDir(), "pause.tar")
+		if err := os.Truncate(archive, size); err != nil { // zeros after the end of a tar are its end
+			t.Fatal(err)
+		}
+		n.change(func() { n.state.Images = []desired.Image{{File: archive, Pin: true}} })
+		n.apply()
+		return n
+	}
+	readable := func(n *node) {
+		if err := os.Chmod(filepath.Join(n.dir, ImagesDir, n.waiting()[0]), 0o644); err != nil {
+			n.t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct {
+		name    string
+		prepare func(*node)
+		plan    func(*node) *Plan
+		want    string
+	}{
+		{"it goes in a rollback", func(*node) {}, func(n *node) *Plan { return n.planRollback(0) }, "remove file "},
+		{"and comes back", func(n *node) { n.rollback(0) }, func(n *node) *Plan { return n.planRollback(0) }, "create file "},
+		{"dropped", func(n *node) { n.change(func() { n.state.Images = nil }) }, func(n *node) *Plan { return n.diff() }, "remove file "},
+		{"others may read it", func(n *node) {
+			readable(n)
+			n.change(func() { n.state.Images = nil })
+		}, func(n *node) *Plan { return n.diff() }, "remove file "},
+		{"others may read it, in a rollback", readable, func(n *node) *Plan { return n.planRollback(0) }, "remove file "},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			n := prepare(t)
+			tt.prepare(n)
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			plan := tt.plan(n)
+			runtime.ReadMemStats(&after)
+			if took := after.TotalAlloc - before.TotalAlloc; took > size/2 {
+				t.Errorf("the plan took %d MiB for an archive of %d", took>>20, size>>20)
+			}
+			if !slices.ContainsFunc(actions(plan), func(a string) bool { return strings.HasPrefix(a, tt.want+ImagesDir+"/") }) {
+				t.Errorf("the plan is %v", actions(plan))
+			}
+			if _, err := Apply(t.Context(), n.h, plan, n.opt); err != nil {
+				t.Fatal(err)
+			}
+			n.clean()
+		})
+	}
 }
 
 // TestImagesTakeSpace in containerd, where its config says that its root is.
@@ -694,6 +860,72 @@ func TestFirstBootFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.wantImages("the next boot", webName, pauseName+" pinned")
+}
+
+// TestFirstBootWithoutReceipt: while the receipt on the disk says that archives wait, they do.
+// The import may just have filled the disk.
+func TestFirstBootWithoutReceipt(t *testing.T) {
+	for _, tt := range []struct{ op, pattern string }{
+		{"create", ".receipt.json.nodeprep-*"}, {"rename", "receipt.json"}, {"fsync", filepath.Base(StateDir)},
+	} {
+		t.Run(tt.op, func(t *testing.T) {
+			n, _, _ := imageRoot(t)
+			n.apply()
+			n.boot()
+			n.noReceipt(tt.op, tt.pattern)
+			if _, err := n.firstBoot(); err == nil || !strings.Contains(err.Error(), "out of luck") {
+				t.Errorf("first boot = %v", err)
+			}
+			if len(n.waiting()) != 2 {
+				t.Errorf("there wait %v", n.waiting())
+			}
+			n.opt.writer = nil
+			if _, err := n.firstBoot(); err != nil {
+				t.Errorf("the next boot: %v", err)
+			}
+			n.wantImages("the next boot", webName, pauseName+" pinned")
+			if _, err := n.h.Root.Lstat(ImagesDir); !isAbsent(err) {
+				t.Errorf("%s is there (%v)", ImagesDir, err)
+			}
+			n.wantActions("afterwards")
+			n.clean()
+			n.noDebris()
+		})
+	}
+}
+
+// TestRollbackAfterAFirstBoot: what was imported since does not wait again.
+func TestRollbackAfterAFirstBoot(t *testing.T) {
+	n, _, _ := imageRoot(t)
+	all := n.state.Images
+	n.apply()
+	n.change(func() { n.state.Images = nil })
+	n.apply()
+	n.change(func() { n.state.Images = all[:1] })
+	n.apply()
+	n.boot()
+	if _, err := n.firstBoot(); err != nil {
+		t.Fatal(err)
+	}
+	n.rollback(2)
+	if _, err := n.h.Root.Lstat(ImagesDir); !isAbsent(err) {
+		t.Errorf("rolled back to where nothing waited: %s is there (%v)", ImagesDir, err)
+	}
+	n.rollback(1)
+	// The other one was never imported.
+	if got, want := n.waiting(), []string{digest("", false, pause(webName).tar(t)) + ".tar"}; !slices.Equal(got, want) {
+		t.Errorf("there wait %v, want %v", got, want)
+	}
+	n.clean()
+	if _, err := n.firstBoot(); err != nil {
+		t.Fatal(err)
+	}
+	n.wantImages("the next boot", webName, pauseName+" pinned")
+	if _, err := n.h.Root.Lstat(ImagesDir); !isAbsent(err) {
+		t.Errorf("%s is there (%v)", ImagesDir, err)
+	}
+	n.clean()
+	n.noDebris()
 }
 
 // TestFirstBootIsKilled: the next boot does the rest.

@@ -22,23 +22,38 @@ type archiveOf struct {
 	content   string   // tells archives apart
 	size      int      // bytes of the layer beyond that
 	lacks     string   // an architecture whose layer is missing
+	and       []archiveOf
 }
 
 // tar is the archive: an OCI layout, as skopeo and ctr make them.
 func (a archiveOf) tar(t testing.TB) []byte {
 	t.Helper()
 	blobs := map[string][]byte{}
+	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}}
+	for _, img := range append([]archiveOf{a}, a.and...) {
+		index.Manifests = append(index.Manifests, img.into(t, blobs)...)
+	}
+	blobs["index.json"] = encode(t, index)
+	blobs[ocispec.ImageLayoutFile] = encode(t, ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
+	return tarOf(t, blobs)
+}
+
+func encode(t testing.TB, v any) []byte {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// into adds an image's blobs, and returns what the archive's index says of it.
+func (a archiveOf) into(t testing.TB, blobs map[string][]byte) []ocispec.Descriptor {
+	t.Helper()
 	put := func(mediaType string, b []byte) ocispec.Descriptor {
 		d := godigest.FromBytes(b)
 		blobs["blobs/sha256/"+d.Encoded()] = b
 		return ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(b))}
-	}
-	encode := func(v any) []byte {
-		b, err := json.Marshal(v)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return b
 	}
 	if len(a.platforms) == 0 {
 		a.platforms = []string{"amd64"}
@@ -50,8 +65,8 @@ func (a archiveOf) tar(t testing.TB) []byte {
 		if arch == a.lacks {
 			delete(blobs, "blobs/sha256/"+layer.Digest.Encoded())
 		}
-		config := put(ocispec.MediaTypeImageConfig, encode(ocispec.Image{Platform: platform, RootFS: ocispec.RootFS{Type: "layers", DiffIDs: []godigest.Digest{layer.Digest}}}))
-		m := put(ocispec.MediaTypeImageManifest, encode(ocispec.Manifest{
+		config := put(ocispec.MediaTypeImageConfig, encode(t, ocispec.Image{Platform: platform, RootFS: ocispec.RootFS{Type: "layers", DiffIDs: []godigest.Digest{layer.Digest}}}))
+		m := put(ocispec.MediaTypeImageManifest, encode(t, ocispec.Manifest{
 			Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: config, Layers: []ocispec.Descriptor{layer},
 		}))
 		m.Platform = &platform
@@ -59,20 +74,18 @@ func (a archiveOf) tar(t testing.TB) []byte {
 	}
 	top := manifests[0]
 	if len(manifests) > 1 {
-		top = put(ocispec.MediaTypeImageIndex, encode(ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: manifests}))
+		top = put(ocispec.MediaTypeImageIndex, encode(t, ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: manifests}))
 	}
-	index := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, Manifests: []ocispec.Descriptor{top}}
-	if len(a.names) > 0 {
-		index.Manifests = nil
+	if len(a.names) == 0 {
+		return []ocispec.Descriptor{top}
 	}
+	var out []ocispec.Descriptor
 	for _, name := range a.names {
 		m := top
 		m.Annotations = map[string]string{"io.containerd.image.name": name}
-		index.Manifests = append(index.Manifests, m)
+		out = append(out, m)
 	}
-	blobs["index.json"] = encode(index)
-	blobs[ocispec.ImageLayoutFile] = encode(ocispec.ImageLayout{Version: ocispec.ImageLayoutVersion})
-	return tarOf(t, blobs)
+	return out
 }
 
 func tarOf(t testing.TB, files map[string][]byte) []byte {

@@ -208,8 +208,12 @@ func (d *differ) releasesBack(target *Receipt) {
 	}
 }
 
-// back plans one path.
+// back plans one path. An archive that waited then and was imported since does not wait again.
 func (d *differ) back(c *Change) error {
+	if path.Dir(c.Path) == ImagesDir && c.Kept != nil &&
+		slices.ContainsFunc(d.receipt.Images, func(x Imported) bool { return !x.Pending && waitingPath(x.SHA256) == c.Path }) {
+		return nil
+	}
 	real, fi, err := d.look(c.Path)
 	if err != nil {
 		return err
@@ -277,26 +281,29 @@ func (d *differ) consequences(it Item, fi fs.FileInfo) error {
 	keys := []string{"content"}
 	var content, old []byte
 	if component == "" && it.Kind == KindFile {
-		var err error
+		there, comes := true, true // and small enough to be compared
 		if it.kept != nil {
 			at, err := keptAt(d.root, it.kept)
 			if err != nil {
 				return err
 			}
-			if content, err = readRegular(at); err != nil {
+			if content, comes, err = readShown(at); err != nil {
 				return fmt.Errorf("read what was kept of %s: %w", it.Path, err)
 			}
 		}
 		if fi != nil && fi.Mode().IsRegular() {
-			if old, err = readRegular(it.real); err != nil {
+			var err error
+			if old, there, err = readShown(it.real); err != nil {
 				return err
 			}
-			if it.kept != nil {
+			if it.kept != nil && there && comes {
 				keys = changedKeys(format, old, content)
 			}
 		}
 		if !it.Secret {
-			it.Old, it.New = old, content
+			if there && comes {
+				it.Old, it.New = old, content
+			}
 			if it.Action == Update {
 				it.Details = keys
 			}
@@ -421,6 +428,9 @@ func (d *differ) dirsBack(was *earlier) error {
 		real, fi, err := locate(d.root, p)
 		if err != nil {
 			return err
+		}
+		if p == ImagesDir && !needed[real] {
+			continue // it tells that something waits
 		}
 		if drop := was.dropped[p]; fi == nil {
 			d.add(Item{Kind: KindDir, Path: p, Action: Create, Reason: "comes back", real: real, dir: &desired.Dir{Path: p, Mode: drop.Mode}, dropped: &drop})

@@ -230,7 +230,7 @@ func TestFirstBootUnit(t *testing.T) {
 	}
 	for key, want := range map[string]string{
 		"Type": "oneshot", "ExecStart": "/usr/local/bin/nodeprep firstboot", "WantedBy": "multi-user.target", "RemainAfterExit": "no",
-		"ConditionPathExists": "/var/lib/nodeprep/images", "Before": "kubelet.service", "After": "containerd.service", "Requires": "containerd.service",
+		"ConditionDirectoryNotEmpty": "/var/lib/nodeprep/images", "Before": "kubelet.service", "After": "containerd.service", "Requires": "containerd.service",
 	} {
 		if diff := cmp.Diff(want, got[key]); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", key, diff)

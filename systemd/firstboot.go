@@ -28,7 +28,7 @@ func FirstBootUnit(origin diag.Origin) desired.File {
 	f := unitFile(FirstBootUnitPath, []*unit.UnitOption{
 		{Section: "Unit", Name: "Description", Value: "Import the container images that wait for the first boot"},
 		{Section: "Unit", Name: "Documentation", Value: "https://github.com/nodeprep/nodeprep"},
-		{Section: "Unit", Name: "ConditionPathExists", Value: FirstBootImages},
+		{Section: "Unit", Name: "ConditionDirectoryNotEmpty", Value: FirstBootImages},
 		{Section: "Unit", Name: "Requires", Value: UnitName},
 		{Section: "Unit", Name: "After", Value: UnitName},
 		{Section: "Unit", Name: "Before", Value: "kubelet.service"},

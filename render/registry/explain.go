@@ -1,0 +1,743 @@
+package registry
+
+import (
+	"cmp"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/distribution/reference"
+
+	"github.com/nodeprep/nodeprep/internal/releases"
+)
+
+// Verbs are what containerd does with a registry.
+const (
+	VerbPull    = "pull"    // find the digest, then manifests and blobs
+	VerbResolve = "resolve" // find the digest
+	VerbPush    = "push"
+)
+
+// Query is what Explain works from: a node's files and settings, whatever they come from.
+type Query struct {
+	Image string // as somebody would write it
+	Verb  string
+	// Release is the containerd that reads the files; the zero Version stands for the
+	// newest rules.
+	Release releases.Version
+	// ConfigPath is registry.config_path as it is in force, "" for none; Unset says that no
+	// file sets it and it is the release's default.
+	ConfigPath string
+	Unset      bool
+	// Legacy are the endpoints that registry.mirrors has for registries ("*": all others),
+	// which count where there is no ConfigPath.
+	Legacy map[string][]string
+	// Credentials say by host where config.toml has its credentials.
+	Credentials map[string]string
+	// Headers are those of registry.headers, which go to every registry.
+	Headers []string
+	// Local are the settings because of which containerd 2.1 and newer do not use the
+	// transfer service.
+	Local []string
+
+	// Exists says whether a path is there. Read's error is fs.ErrNotExist for what is not.
+	Exists func(path string) (bool, error)
+	Read   func(path string) ([]byte, error)
+	List   func(dir string) ([]string, error)
+	// Parse has containerd's own parser read a hosts.toml; nil stands for no folder at all.
+	Parse func(text []byte, registry string) ([]Parsed, error)
+}
+
+// Parsed is a host as containerd's own parser gives it.
+type Parsed struct {
+	Scheme, Host, Path  string
+	Pull, Resolve, Push bool
+	Header              map[string][]string
+	// Fallback says that HTTPS is tried first, then HTTP.
+	Fallback bool
+}
+
+// A CertError is the parser's that it could not load certificates: it has read the file.
+type CertError struct{ Err error }
+
+func (e *CertError) Error() string { return e.Err.Error() }
+func (e *CertError) Unwrap() error { return e.Err }
+
+// Explanation is what containerd does with an image's name.
+type Explanation struct {
+	Image      string `json:"image"`
+	Reference  string `json:"reference"` // normalised
+	Registry   string `json:"registry"`
+	Repository string `json:"repository"`
+	Tag        string `json:"tag,omitempty"`
+	Digest     string `json:"digest,omitempty"`
+	Verb       string `json:"verb"`
+	Containerd string `json:"containerd,omitempty"` // release, "" where it is not known
+	// Outcome is what will happen, in one line; Fails says that it can only fail.
+	Outcome    string          `json:"outcome"`
+	Fails      bool            `json:"fails"`
+	ConfigPath string          `json:"configPath,omitempty"`
+	Folders    []LookedAt      `json:"folders"`
+	File       string          `json:"file,omitempty"` // the hosts.toml that counts
+	Hosts      []ExplainedHost `json:"hosts"`          // in the order in which they are asked
+	// End is who is asked last: upstream, server (a host that the file names instead),
+	// or nobody.
+	End     string `json:"end"`
+	Service string `json:"service,omitempty"` // transfer or local
+	// Local are the settings because of which it is local.
+	Local []string `json:"localBecause,omitempty"`
+	Ctr   Ctr      `json:"ctr"`
+	Notes []string `json:"notes,omitempty"`
+}
+
+// LookedAt is a folder that containerd looks for.
+type LookedAt struct {
+	Path   string `json:"path"`
+	Found  bool   `json:"found"`
+	Chosen bool   `json:"chosen"`
+}
+
+// ExplainedHost is a host that is asked.
+type ExplainedHost struct {
+	URL  string `json:"url"`  // of its API
+	Role string `json:"role"` // mirror, server or upstream
+	Host string `json:"host"`
+	From string `json:"from,omitempty"` // FILE:LINE
+	// Skipped is why it is not asked for the name; "" where it is.
+	Skipped      string            `json:"skipped,omitempty"`
+	Capabilities []string          `json:"capabilities"`
+	Requests     []Request         `json:"requests"`
+	CA           []string          `json:"ca,omitempty"`
+	Client       [][2]string       `json:"client,omitempty"`
+	SkipVerify   bool              `json:"skipVerify,omitempty"`
+	OverridePath bool              `json:"overridePath,omitempty"`
+	DialTimeout  string            `json:"dialTimeout,omitempty"`
+	Headers      map[string]string `json:"headers,omitempty"` // values masked
+	Credentials  string            `json:"credentials"`
+	PlainHTTP    string            `json:"plainHTTP,omitempty"` // how HTTP comes into it
+}
+
+// Request is one that is sent. A digest that nobody knows beforehand is DIGEST.
+type Request struct {
+	Method string `json:"method"`
+	URL    string `json:"url"`
+}
+
+// Ctr is what ctr does, which does not read config.toml.
+type Ctr struct {
+	Without string `json:"without"` // whom it asks by itself
+	Command string `json:"command"` // that goes the way of CRI
+	Lacks   string `json:"lacks,omitempty"`
+}
+
+// masked stands for a value that is not shown.
+const masked = "******"
+
+// Explain says what containerd does with an image's name. Its error is a name that is none,
+// a file that could not be read, or a parser that does not say what it should.
+func Explain(q Query) (*Explanation, error) {
+	named, err := reference.ParseDockerRef(q.Image)
+	if err != nil {
+		return nil, fmt.Errorf("image %q: %w", q.Image, err)
+	}
+	x := &Explanation{
+		Image: q.Image, Reference: named.String(), Registry: reference.Domain(named), Repository: reference.Path(named),
+		Verb: cmp.Or(q.Verb, VerbPull), ConfigPath: q.ConfigPath, Folders: []LookedAt{}, Hosts: []ExplainedHost{},
+	}
+	if t, ok := named.(reference.Tagged); ok {
+		x.Tag = t.Tag()
+	}
+	if d, ok := named.(reference.Digested); ok {
+		x.Digest = d.Digest().String()
+	}
+	if q.Release != (releases.Version{}) {
+		x.Containerd = q.Release.String()
+	} else {
+		q.Release = newestRules()
+	}
+	if tagged, err := reference.ParseNormalizedNamed(q.Image); err == nil && x.Digest != "" {
+		if t, ok := tagged.(reference.Tagged); ok {
+			x.note("the tag %s counts for nothing beside a digest", t.Tag())
+		}
+	}
+	e := &explainer{Query: q, x: x}
+	e.service()
+	if err := e.read(); err != nil {
+		return nil, err
+	}
+	e.requests()
+	e.finish()
+	return x, nil
+}
+
+// newestRules is the release whose rules are taken where none is known: that of the parser
+// that is linked.
+func newestRules() releases.Version { return releases.Version{Major: 2, Minor: 4, Patch: 2} }
+
+func (x *Explanation) note(format string, args ...any) {
+	x.Notes = append(x.Notes, fmt.Sprintf(format, args...))
+}
+
+type explainer struct {
+	Query
+	x    *Explanation
+	caps []Parsed // as x.Hosts
+	// broken is why nobody is asked at all.
+	broken string
+}
+
+// service says which way containerd 2.1 and newer pull. The transfer service takes
+// config_path for one folder, whatever colons are in it.
+func (e *explainer) service() {
+	if e.x.Verb == VerbPush {
+		e.x.note("CRI pushes nothing: this is what a client does that reads the same folder, as ctr with --hosts-dir")
+		return
+	}
+	if !e.Release.AtLeast(2, 1, 0) {
+		return
+	}
+	e.x.Service = "transfer"
+	if len(e.Local) > 0 {
+		e.x.Service, e.x.Local = "local", e.Local
+		if len(e.Credentials) > 0 {
+			e.x.note("credentials in config.toml make containerd pull by itself and not through the transfer service; they are deprecated: a kubelet credential provider or a pull secret lasts longer")
+		}
+	}
+}
+
+// roots are the folders that are looked through.
+func (e *explainer) roots() []string {
+	if e.ConfigPath == "" {
+		return nil
+	}
+	list := slices.DeleteFunc(strings.Split(e.ConfigPath, ":"), func(p string) bool { return p == "" })
+	if e.x.Service == "transfer" && len(list) > 1 {
+		what := "config_path names"
+		if e.Unset {
+			what = "config_path is not set, and its default names"
+		}
+		e.x.note("%s %d folders, which the transfer service of containerd %s takes for the name of one: no hosts.toml is read; set config_path to one folder", what, len(list), e.Release.Line())
+		return []string{e.ConfigPath}
+	}
+	return list
+}
+
+// candidates are the names under which containerd looks for a registry's folder (hostPaths
+// in its core/remotes/docker/config/config_unix.go).
+func candidates(root, host string, v releases.Version) []string {
+	var out []string
+	if i := strings.LastIndexByte(host, ':'); i > 0 {
+		out = append(out, path.Join(root, host[:i]+"_"+host[i+1:]+"_"))
+	}
+	out = append(out, path.Join(root, host))
+	if releases.DefaultDirSupported(v) {
+		out = append(out, path.Join(root, "_default"))
+	}
+	return out
+}
+
+// read finds the hosts.
+func (e *explainer) read() error {
+	roots := e.roots()
+	if len(roots) == 0 && e.x.Service != "transfer" {
+		return e.legacy()
+	}
+	dir := ""
+	for _, root := range roots {
+		for _, p := range candidates(root, e.x.Registry, e.Release) {
+			found := false
+			if dir == "" {
+				var err error
+				if found, err = e.Exists(p); err != nil {
+					return fmt.Errorf("look at %s: %w", p, err)
+				}
+			} else if found, _ = e.Exists(p); !found {
+				continue
+			}
+			e.x.Folders = append(e.x.Folders, LookedAt{Path: p, Found: found, Chosen: found && dir == ""})
+			if found && dir == "" {
+				dir = p
+			}
+		}
+	}
+	if dir == "" {
+		hosts, err := e.Parse(nil, e.x.Registry)
+		if err != nil {
+			return fmt.Errorf("containerd's parser: %w", err)
+		}
+		return e.take(hosts, nil, "")
+	}
+	file := path.Join(dir, "hosts.toml")
+	content, err := e.Read(file)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) || err == nil && len(content) == 0:
+		return e.dockerFolder(dir)
+	case err != nil:
+		return fmt.Errorf("read %s: %w", file, err)
+	}
+	f := ReadHostsFile(file, content, e.Release)
+	hosts, err := []Parsed(nil), f.Err
+	if err == nil {
+		hosts, err = e.Parse(f.Text, e.x.Registry)
+		if c := (*CertError)(nil); errors.As(err, &c) {
+			hosts, err = e.Parse(f.Bare, e.x.Registry)
+		}
+	}
+	if err != nil {
+		e.x.note("%s is broken (%s): containerd goes on as if it were not there, without any of its mirrors", file, briefly(err))
+		return e.dockerFolder(dir)
+	}
+	for _, name := range f.silent {
+		e.x.note("host %s in %s is never asked: containerd 2 reads only hosts that have a table of their own", withoutUser(name), file)
+	}
+	e.x.File = file
+	return e.take(hosts, f.tables, file)
+}
+
+// briefly is what the parser says of a file. Where it is about a value that may be a
+// secret, it is left out.
+func briefly(err error) string {
+	text := strings.TrimPrefix(err.Error(), "toml: ")
+	if strings.Contains(text, "header") || strings.Contains(text, "cast") {
+		return "a value of the wrong type"
+	}
+	if strings.Contains(text, "unable to parse server") {
+		return "a server that is no URL"
+	}
+	return text
+}
+
+// withoutUser is a URL that may be shown.
+func withoutUser(name string) string {
+	if u, err := url.Parse(name); err == nil && u.User != nil {
+		u.User = url.User(masked)
+		return u.String()
+	}
+	return name
+}
+
+// dockerFolder is a folder as Docker has them: *.crt, and *.cert with its *.key.
+func (e *explainer) dockerFolder(dir string) error {
+	names, err := e.List(dir)
+	if err != nil {
+		return fmt.Errorf("list %s: %w", dir, err)
+	}
+	t := table{}
+	for _, name := range names {
+		p := path.Join(dir, name)
+		switch {
+		case strings.HasSuffix(name, ".crt"):
+			t.ca, t.tls = append(t.ca, p), true
+		case strings.HasSuffix(name, ".cert"):
+			pair := [2]string{p, p}
+			if key := strings.TrimSuffix(name, ".cert") + ".key"; slices.Contains(names, key) {
+				pair[1] = path.Join(dir, key)
+			}
+			t.client, t.tls = append(t.client, pair), true
+		}
+	}
+	hosts, err := e.Parse(nil, e.x.Registry)
+	if err != nil {
+		return fmt.Errorf("containerd's parser: %w", err)
+	}
+	if !t.tls {
+		e.x.note("%s has no hosts.toml that counts: the registry itself is asked, and _default is not looked at", dir)
+	}
+	return e.take(hosts, []table{t}, dir)
+}
+
+// legacy is registry.mirrors of config.toml (registryEndpoints in CRI's image_pull.go).
+func (e *explainer) legacy() error {
+	given, ok := e.Legacy[e.x.Registry]
+	from := "registry.mirrors"
+	if !ok {
+		given = e.Legacy["*"]
+	}
+	if len(e.Legacy) == 0 {
+		from = ""
+		e.x.note("there is no config_path: hosts.toml files are not read, wherever they lie")
+	} else {
+		e.x.note("registry.mirrors is deprecated; config_path and hosts.toml replace it")
+	}
+	self := false
+	var tables []table
+	var hosts []Parsed
+	add := func(name string) error {
+		if !strings.Contains(name, "://") {
+			scheme := "https://"
+			if localhost(strings.SplitN(name, "/", 2)[0]) {
+				scheme = "http://"
+			}
+			name = scheme + name
+		}
+		u, err := url.Parse(name)
+		if err != nil {
+			return fmt.Errorf("registry.mirrors: endpoint %q is no URL", withoutUser(name))
+		}
+		self = self || u.Host == e.x.Registry
+		hosts = append(hosts, Parsed{Scheme: u.Scheme, Host: u.Host, Path: cmp.Or(u.Path, "/v2"), Pull: true, Resolve: true})
+		tables = append(tables, table{name: name, skip: u.Scheme == "http" && localhost(e.x.Registry)})
+		return nil
+	}
+	for _, g := range given {
+		if err := add(g); err != nil {
+			return err
+		}
+	}
+	if !self {
+		host := e.x.Registry
+		if host == "docker.io" {
+			host = dockerHub
+		}
+		if err := add(host); err != nil {
+			return err
+		}
+		tables[len(tables)-1].name = ""
+	}
+	return e.take(hosts, tables, from)
+}
+
+// take joins what the parser says with what nodeprep read of the same tables.
+func (e *explainer) take(hosts []Parsed, tables []table, from string) error {
+	if tables == nil {
+		tables = make([]table, len(hosts))
+	}
+	if len(hosts) != len(tables) {
+		return fmt.Errorf("%s: containerd's parser finds %d hosts and nodeprep %d: please report this file", from, len(hosts), len(tables))
+	}
+	for i, h := range hosts {
+		t := tables[i]
+		if t.name != "" && hostOf(t.name) != h.Host {
+			return fmt.Errorf("%s: containerd's parser finds host %q where nodeprep reads %q: please report this file", from, h.Host, hostOf(t.name))
+		}
+		last := i == len(hosts)-1
+		h, plain := e.aged(h, t, last)
+		x := ExplainedHost{
+			URL: h.Scheme + "://" + h.Host + h.Path, Host: h.Host, Role: "mirror", CA: t.ca, Client: t.client, SkipVerify: t.skip,
+			OverridePath: t.override, DialTimeout: timeoutOf(t.timeout), PlainHTTP: plain, Requests: []Request{},
+		}
+		if from != "" && t.line > 0 {
+			x.From = from + ":" + strconv.Itoa(t.line)
+		} else if t.name != "" || t.tls {
+			x.From = from
+		}
+		if last {
+			x.Role = "server"
+			if e.isUpstream(h.Host) {
+				x.Role = "upstream"
+			}
+		}
+		if last && t.name == "" && localhost(e.x.Registry) && e.ConfigPath != "" && !strings.HasSuffix(h.Host, ":80") && e.Release.AtLeast(1, 6, 9) {
+			x.SkipVerify = true
+		}
+		for name, has := range map[string]bool{"pull": h.Pull, "resolve": h.Resolve, "push": h.Push} {
+			if has {
+				x.Capabilities = append(x.Capabilities, name)
+			}
+		}
+		slices.Sort(x.Capabilities)
+		for name := range h.Header {
+			if x.Headers == nil {
+				x.Headers = map[string]string{}
+			}
+			x.Headers[name] = masked
+		}
+		for _, name := range e.Headers {
+			if x.Headers == nil {
+				x.Headers = map[string]string{}
+			}
+			if x.Headers[name] == "" {
+				x.Headers[name] = masked + " (registry.headers)"
+			}
+		}
+		x.Credentials = e.credentials(h.Host, h.Header)
+		if h.Host == "" {
+			x.Skipped = "its URL has no host, since containerd takes what begins with http for a whole URL: write https:// before it"
+		}
+		e.x.Hosts = append(e.x.Hosts, x)
+		e.caps = append(e.caps, h)
+	}
+	if len(e.broken) == 0 && strings.HasPrefix(from, "/") {
+		e.broken = e.certificates()
+	}
+	return nil
+}
+
+// isUpstream says whether a host is the registry itself.
+func (e *explainer) isUpstream(host string) bool {
+	return host == e.x.Registry || e.x.Registry == "docker.io" && host == dockerHub
+}
+
+// aged is what an older release makes of a host, and how plain HTTP comes into it.
+func (e *explainer) aged(h Parsed, t table, last bool) (Parsed, string) {
+	v := e.Release
+	own := last && t.name == "" && localhost(e.x.Registry)
+	_, port, _ := strings.Cut(h.Host[strings.LastIndexByte(h.Host, ']')+1:], ":")
+	if own && !v.AtLeast(1, 6, 9) {
+		h.Scheme, h.Fallback = "https", false
+		return h, ""
+	}
+	// In 2.0 a dial timeout counts as one of the TLS settings.
+	if h.Scheme == "http" && t.timeout != "" && v.Line() == "2.0" && port != "80" {
+		h.Scheme, h.Fallback = "https", true
+	}
+	if own && !fallsBack(v) {
+		h.Scheme, h.Fallback = "http", false
+	}
+	if h.Fallback && (!fallsBack(v) || port == "" && !fallsBackWithoutPort(v)) {
+		h.Scheme, h.Fallback = "http", false
+	}
+	switch {
+	case h.Fallback:
+		return h, "HTTPS first, then plain HTTP, since an http URL has TLS settings"
+	case h.Scheme == "http":
+		return h, "plain HTTP"
+	}
+	return h, ""
+}
+
+// fallsBack says whether a release tries HTTPS first where an http URL has TLS settings;
+// older ones speak plain HTTP (ConfigureHosts of each release).
+func fallsBack(v releases.Version) bool {
+	return v.AtLeast(1, 7, 8) || v.Line() == "1.6" && v.Patch >= 25
+}
+
+// fallsBackWithoutPort says whether it does so for a URL without a port, too.
+func fallsBackWithoutPort(v releases.Version) bool { return v.AtLeast(1, 7, 24) }
+
+// credentials is where those for a host come from.
+func (e *explainer) credentials(host string, header map[string][]string) string {
+	for name := range header {
+		if strings.EqualFold(name, "authorization") {
+			return "header Authorization of " + path.Base(cmp.Or(e.x.File, "hosts.toml"))
+		}
+	}
+	if e.x.Verb == VerbPush {
+		return "those that the client is given"
+	}
+	if at, ok := e.Credentials[host]; ok {
+		return "config.toml, " + at + "; a pod's pull secret goes before"
+	}
+	return "none: anonymous, or a pod's pull secret"
+}
+
+// certificates is why containerd cannot make its hosts at all: one file that it cannot load
+// fails them all.
+func (e *explainer) certificates() string {
+	for _, h := range e.x.Hosts {
+		for _, ca := range h.CA {
+			b, err := e.Read(ca)
+			switch {
+			case errors.Is(err, fs.ErrPermission):
+				e.x.note("%s is only for root to read: whether it can be loaded is not known", ca)
+			case err != nil:
+				return fmt.Sprintf("the CA file %s cannot be read: %s", ca, missing(err))
+			case !x509.NewCertPool().AppendCertsFromPEM(b):
+				return fmt.Sprintf("the CA file %s has no certificate in PEM", ca)
+			}
+		}
+		for _, pair := range h.Client {
+			cert, err := e.Read(pair[0])
+			key, kerr := cert, err
+			if pair[1] != pair[0] {
+				key, kerr = e.Read(pair[1])
+			}
+			switch {
+			case errors.Is(err, fs.ErrPermission) || errors.Is(kerr, fs.ErrPermission):
+				e.x.note("%s is only for root to read: whether it can be loaded is not known", pair[1])
+			case err != nil:
+				return fmt.Sprintf("the client certificate %s cannot be read: %s", pair[0], missing(err))
+			case kerr != nil:
+				return fmt.Sprintf("the key %s cannot be read: %s", pair[1], missing(kerr))
+			default:
+				if _, err := tls.X509KeyPair(cert, key); err != nil {
+					return fmt.Sprintf("the client certificate %s with the key %s: %s", pair[0], pair[1], strings.TrimPrefix(err.Error(), "tls: "))
+				}
+			}
+		}
+	}
+	return ""
+}
+
+func missing(err error) string {
+	if errors.Is(err, fs.ErrNotExist) {
+		return "it is not there"
+	}
+	if p := (*fs.PathError)(nil); errors.As(err, &p) {
+		err = p.Err
+	}
+	return err.Error()
+}
+
+// requests lists what each host is asked, as resolver.go, fetcher.go and pusher.go of
+// containerd's core/remotes/docker do.
+func (e *explainer) requests() {
+	const unknown = "DIGEST"
+	pushed := false
+	for i := range e.x.Hosts {
+		h, c := &e.x.Hosts[i], e.caps[i]
+		ask := func(method string, ns bool, parts ...string) {
+			u := h.URL + "/"
+			// The path is joined, which takes double slashes out.
+			base := strings.TrimSuffix(h.URL, c.Path)
+			p := path.Join(append([]string{"/", c.Path, e.x.Repository}, parts...)...)
+			if strings.HasSuffix(parts[len(parts)-1], "/") {
+				p += "/"
+			}
+			u = base + p
+			if ns && !e.isUpstream(c.Host) {
+				u += "?ns=" + url.QueryEscape(e.x.Registry)
+			}
+			h.Requests = append(h.Requests, Request{method, u})
+		}
+		if h.Skipped != "" || e.broken != "" {
+			continue
+		}
+		object := cmp.Or(e.x.Digest, e.x.Tag)
+		if e.x.Verb == VerbPush {
+			switch {
+			case !c.Push:
+				h.Skipped = "its capabilities lack push"
+			case pushed:
+				h.Skipped = "a push goes to the first host that may push, and to no other"
+			default:
+				pushed = true
+				// Since 2.3 mirrors hear the namespace in a push, too.
+				ns := e.Release.AtLeast(2, 3, 0)
+				ask("HEAD", ns, "blobs", unknown)
+				ask("POST", ns, "blobs", "uploads/")
+				ask("HEAD", ns, "manifests", object)
+				ask("PUT", ns, "manifests", object)
+			}
+			continue
+		}
+		if !c.Pull {
+			h.Skipped = "its capabilities lack pull"
+		}
+		if e.x.Digest == "" && !c.Resolve {
+			h.Skipped = "its capabilities lack resolve, which a tag needs"
+			if !c.Pull {
+				h.Skipped = "its capabilities lack pull and resolve"
+			}
+		}
+		if h.Skipped == "" {
+			ask("HEAD", true, "manifests", object)
+		}
+		if e.x.Verb == VerbPull {
+			digest := cmp.Or(e.x.Digest, unknown)
+			ask("GET", true, "manifests", digest)
+			ask("GET", true, "blobs", unknown)
+		}
+	}
+}
+
+// finish says what it comes to.
+func (e *explainer) finish() {
+	x := e.x
+	var asked []string
+	last := ""
+	resolves, upstream := false, false
+	for i, h := range x.Hosts {
+		if h.Skipped == "" && e.broken == "" {
+			resolves = true
+			asked = append(asked, e.caps[i].Scheme+"://"+h.Host)
+			last = h.Role
+			upstream = upstream || e.isUpstream(h.Host)
+		}
+	}
+	// Layers are asked of those, too, that may not say which digest a tag has.
+	var also []string
+	if x.Verb == VerbPull && resolves {
+		for i, h := range x.Hosts {
+			if h.Skipped != "" && len(h.Requests) > 0 {
+				also = append(also, e.caps[i].Scheme+"://"+h.Host)
+				upstream = upstream || e.isUpstream(h.Host)
+			}
+		}
+	}
+	if !resolves {
+		for i := range x.Hosts {
+			x.Hosts[i].Requests = []Request{}
+		}
+	}
+	done := map[string]string{VerbPull: "pulled", VerbResolve: "resolved", VerbPush: "pushed"}[x.Verb]
+	x.End = "nobody"
+	switch {
+	case e.broken != "":
+		x.Fails, x.Outcome = true, fmt.Sprintf("fails, and nobody is asked: %s", e.broken)
+	case !resolves:
+		x.Fails, x.Outcome = true, fmt.Sprintf("fails, and nobody is asked: no host may do that (%s)", skips(x.Hosts))
+	default:
+		x.End = last
+		if upstream {
+			x.End = "upstream"
+		}
+		x.Outcome = fmt.Sprintf("%s from %s", done, strings.Join(asked, ", then "))
+		if x.Verb == VerbPush {
+			x.Outcome = "pushed to " + asked[0]
+		}
+		if len(also) > 0 {
+			x.Outcome += "; layers also from " + strings.Join(also, " and ")
+		}
+		if !upstream && x.Verb != VerbPush {
+			x.Outcome += fmt.Sprintf("; never from %s itself", x.Registry)
+		}
+	}
+	e.ctr()
+}
+
+func skips(hosts []ExplainedHost) string {
+	var out []string
+	for _, h := range hosts {
+		out = append(out, cmp.Or(h.Host, h.URL)+": "+h.Skipped)
+	}
+	return strings.Join(out, "; ")
+}
+
+// ctr says what ctr does, which reads neither config.toml nor hosts.toml by itself.
+func (e *explainer) ctr() {
+	x := e.x
+	host := x.Registry
+	if host == "docker.io" {
+		host = dockerHub
+	}
+	scheme := "https"
+	if hosts, err := e.Parse(nil, x.Registry); err == nil && len(hosts) > 0 {
+		scheme = hosts[len(hosts)-1].Scheme
+	}
+	x.Ctr.Without = scheme + "://" + host
+	verb := "pull"
+	if x.Verb == VerbPush {
+		verb = "push"
+	}
+	words := []string{"ctr", "-n", "k8s.io", "images", verb}
+	root := ""
+	for _, f := range x.Folders {
+		if f.Chosen {
+			root = path.Dir(f.Path)
+		}
+	}
+	if root == "" {
+		if list := strings.Split(e.ConfigPath, ":"); list[0] != "" {
+			root = list[0]
+		}
+	}
+	if root != "" {
+		words = append(words, "--hosts-dir", root)
+	}
+	for _, h := range x.Hosts {
+		if _, ok := e.Credentials[h.Host]; ok {
+			words = append(words, "--user", "USER")
+			x.Ctr.Lacks = "it reads no credentials from config.toml, and asks for the password of USER"
+			break
+		}
+	}
+	x.Ctr.Command = strings.Join(append(words, x.Reference), " ")
+}

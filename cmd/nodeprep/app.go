@@ -153,7 +153,7 @@ containerd, runc and the CNI plugins, starts the daemon and proves that it works
 	})
 	complete(root, "color", cobra.FixedCompletions([]cobra.Completion{"auto", "always", "never"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(a.initCommand(), a.validateCommand(), a.renderCommand(), a.planCommand(), a.applyCommand(),
-		a.checkCommand(), a.statusCommand(), a.rollbackCommand(), a.recoverCommand(), a.firstBootCommand(), a.uninstallCommand(), a.lockCommand(), a.bundleCommand(), a.versionCommand(), a.schemaCommand())
+		a.checkCommand(), a.statusCommand(), a.rollbackCommand(), a.recoverCommand(), a.firstBootCommand(), a.uninstallCommand(), a.lockCommand(), a.bundleCommand(), a.explainCommand(), a.versionCommand(), a.schemaCommand())
 	return root
 }
 

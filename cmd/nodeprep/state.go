@@ -126,6 +126,10 @@ func desiredState(spec *profiles.Spec, in *inputs, lock *release.Lock) (desired.
 	files, faults := render.Files(spec, reader(in))
 	st.Files, list = append(st.Files, files...), append(list, faults...)
 	files, faults = registry.Files(spec, reader(in))
+	if !faults.HasErrors() {
+		// Also where nothing is written: a plan would lie.
+		faults = append(faults, readBack(spec, files)...)
+	}
 	st.Files, list = append(st.Files, files...), append(list, faults...)
 	files, faults = systemd.Files(spec, registry.OrPlaceholders(reader(in)).Secret)
 	st.Files, list = append(st.Files, files...), append(list, faults...)

@@ -168,17 +168,18 @@ func waysOut() map[string][]string {
 // knownWaysOut are the files that use one all the same.
 func knownWaysOut() map[string]string {
 	return map[string]string{
-		"internal/host/network.go net.Dialer":                                   "it is the way out",
-		"internal/host/network.go net/http.Transport":                           "it dials through the Network",
-		"internal/daemon/daemon.go net.Dialer":                                  "containerd's unix socket",
-		"internal/daemon/peer_linux.go net.Dialer":                              "containerd's unix socket",
-		"cmd/nodeprep/check.go net.Dialer":                                      "D-Bus and other unix sockets",
-		"checks/hostnetwork.go net.Resolver":                                    "it asks through Outside.Dial, pure Go",
-		"checks/registry_network.go net/http.Client":                            "its Transport dials through Outside.Dial",
-		"checks/registry_network.go net/http.Transport":                         "it dials through Outside.Dial",
-		"install/release/fetch.go github.com/hashicorp/go-getter/v2.HttpGetter": "its Client is the fetcher's",
-		"install/release/fetch.go net/http.Client":                              "its Transport is the Network's",
-		"install/bundle/registry_connect.go net/http.Client":                    "its Transport is the Network's",
+		"internal/host/network.go net.Dialer":                                              "it is the way out",
+		"internal/host/network.go net/http.Transport":                                      "it dials through the Network",
+		"internal/daemon/daemon.go net.Dialer":                                             "containerd's unix socket",
+		"internal/daemon/peer_linux.go net.Dialer":                                         "containerd's unix socket",
+		"cmd/nodeprep/check.go net.Dialer":                                                 "D-Bus and other unix sockets",
+		"checks/hostnetwork.go net.Resolver":                                               "it asks through Outside.Dial, pure Go",
+		"checks/registry_network.go net/http.Client":                                       "its Transport dials through Outside.Dial",
+		"checks/registry_network.go net/http.Transport":                                    "it dials through Outside.Dial",
+		"install/release/fetch.go github.com/hashicorp/go-getter/v2.HttpGetter":            "its Client is the fetcher's",
+		"install/release/fetch.go net/http.Client":                                         "its Transport is the Network's",
+		"install/bundle/registry_connect.go net/http.Client":                               "its Transport is the Network's",
+		"cmd/nodeprep/hostsdir.go github.com/containerd/containerd/v2/core/remotes/docker": "the names of capabilities alone",
 	}
 }
 

@@ -1,0 +1,351 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/nodeprep/nodeprep/checks"
+	"github.com/nodeprep/nodeprep/install"
+	"github.com/nodeprep/nodeprep/internal/configtoml"
+	"github.com/nodeprep/nodeprep/internal/host"
+	"github.com/nodeprep/nodeprep/internal/releases"
+	"github.com/nodeprep/nodeprep/render"
+	"github.com/nodeprep/nodeprep/render/registry"
+)
+
+// explained is the result of explain.
+type explained struct {
+	// Source is what it was told from: a profile's layers, or a root.
+	Source string `json:"source"`
+	*registry.Explanation
+}
+
+type explainFlags struct {
+	verb       string
+	containerd string
+}
+
+func (a *app) explainCommand() *cobra.Command {
+	var o explainFlags
+	cmd := &cobra.Command{
+		Use:   "explain IMAGE",
+		Short: "Say which URLs a pull of an image tries, in order, and why",
+		Long: `explain says what containerd does with the name of an image: the reference in full, the folder below certs.d that counts and
+those that were looked at, every request in its order with CA, client certificate, headers (masked) and where credentials come
+from, why a host is skipped, who is asked last, and what ctr would do instead. It connects to nobody.
+
+With -f it is about a node that has that profile. Without, it is about this host, or the one at --root: its config.toml and
+hosts.toml are read, whoever wrote them, by containerd's own parser and the rules of the release that is installed.`,
+		Example: `  nodeprep explain nginx -f node.yaml
+  nodeprep explain registry.k8s.io/pause:3.10.2
+  nodeprep explain nginx --root /mnt/image --containerd 1.7.24 -o json
+  nodeprep explain --verb push registry.example.com/app:1.0 -f node.yaml`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return usagef("explain: name one image")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.explain(cmd.Context(), args[0], o)
+		},
+	}
+	f := cmd.Flags()
+	verbs := []string{registry.VerbPull, registry.VerbResolve, registry.VerbPush}
+	f.StringVar(&o.verb, "verb", registry.VerbPull, "what is done: "+strings.Join(verbs, ", "))
+	f.StringVar(&o.containerd, "containerd", "", "the `VERSION` that reads the files, where the host does not tell, or to see what another does")
+	complete(cmd, "verb", cobra.FixedCompletions(verbs, cobra.ShellCompDirectiveNoFileComp))
+	return cmd
+}
+
+func (a *app) explain(ctx context.Context, image string, o explainFlags) error {
+	if err := oneOf("verb", o.verb, registry.VerbPull, registry.VerbResolve, registry.VerbPush); err != nil {
+		return err
+	}
+	var release releases.Version
+	if o.containerd != "" {
+		var err error
+		if release, err = releases.ParseVersion(strings.TrimPrefix(o.containerd, "v")); err != nil {
+			return usagef("--containerd: %w", err)
+		}
+	}
+	parser, err := newHostsParser()
+	if err != nil {
+		return err
+	}
+	defer parser.close()
+	var r explained
+	var q registry.Query
+	if a.profile != "" {
+		r.Source, q, err = a.explainProfile(ctx, parser, release)
+	} else {
+		var t *target
+		if t, err = a.open(); err != nil {
+			return err
+		}
+		defer t.close()
+		r.Source = t.root.Dir()
+		q, err = a.explainHost(ctx, t, release)
+	}
+	if err != nil {
+		return err
+	}
+	q.Image, q.Verb, q.Parse = image, o.verb, parser.parse
+	if r.Explanation, err = registry.Explain(q); err != nil {
+		return usageOfImage(err, image)
+	}
+	a.result = r
+	if !a.structured {
+		a.printExplained(r)
+	}
+	return nil
+}
+
+// usageOfImage is wrong usage where the image's name is none.
+func usageOfImage(err error, image string) error {
+	if strings.HasPrefix(err.Error(), fmt.Sprintf("image %q: ", image)) {
+		return &usageError{err}
+	}
+	return err
+}
+
+// explainProfile renders the profile into a root of its own, which is then read as any
+// host is. Secrets are left out: they are not shown anyway.
+func (a *app) explainProfile(ctx context.Context, parser *hostsParser, release releases.Version) (string, registry.Query, error) {
+	var q registry.Query
+	profile, err := a.load(ctx, a.profile)
+	if err != nil {
+		return "", q, err
+	}
+	spec, err := a.resolve(profile, a.portableFacts(), time.Now())
+	if err != nil {
+		return "", q, err
+	}
+	if release != (releases.Version{}) {
+		spec.Containerd.Version = release
+	}
+	in := a.inputs(ctx)
+	in.masked = true
+	files, faults := render.Files(spec, in)
+	more, list := registry.Files(spec, in)
+	files, faults = append(files, more...), append(faults, list...)
+	if !faults.HasErrors() {
+		faults = append(faults, readBack(spec, more)...)
+	}
+	faults.Sort()
+	if faults.HasErrors() {
+		return "", q, &invalidError{faults}
+	}
+	a.warn(faults)
+	dir := filepath.Join(parser.dir, "root")
+	for _, f := range files {
+		p := filepath.Join(dir, filepath.FromSlash(f.Path))
+		if err := os.MkdirAll(filepath.Dir(p), 0o700); err != nil {
+			return "", q, fmt.Errorf("explain: %w", err)
+		}
+		if err := os.WriteFile(p, f.Content, 0o600); err != nil {
+			return "", q, fmt.Errorf("explain: %w", err)
+		}
+	}
+	root, err := host.OpenRoot(dir)
+	if err != nil {
+		return "", q, fmt.Errorf("explain: %w", err)
+	}
+	config, err := configtoml.Load(root, render.ConfigPath, spec.Containerd.Version)
+	if err != nil {
+		return "", q, err
+	}
+	return "the profile " + strings.Join(profile.Layers(), ", "), query(root, config, spec.Containerd.Version), nil
+}
+
+// explainHost reads what is on a host.
+func (a *app) explainHost(ctx context.Context, t *target, release releases.Version) (registry.Query, error) {
+	receipt, err := install.ReadReceipt(t.root)
+	if err != nil {
+		a.note("the receipt %s: %v; explained without it", install.ReceiptPath, err)
+	}
+	b := basis{receipt: receipt}
+	_, b.facts = a.facts(t.root)
+	var open connections
+	defer open.close()
+	n := checks.NewNode(ctx, a.outside(t, b, &open))
+	if release != (releases.Version{}) {
+		config, err := configtoml.Load(t.root, n.ConfigPath(), release)
+		return query(t.root, config, release), err
+	}
+	config, err := n.Config()
+	if err != nil {
+		return registry.Query{}, err
+	}
+	release, _, err = n.Release()
+	if release == (releases.Version{}) {
+		a.note("which containerd reads these files is not known here: explained by the rules of the newest; --containerd names another")
+	}
+	return query(t.root, config, release), err
+}
+
+// query is what a root and its config say.
+func query(root *host.Root, config *configtoml.Config, release releases.Version) registry.Query {
+	if config == nil {
+		return registry.Query{}
+	}
+	q := registry.Query{
+		Release: release, Legacy: map[string][]string{}, Credentials: map[string]string{},
+		Exists: func(p string) (bool, error) {
+			_, err := root.Stat(p)
+			if errors.Is(err, fs.ErrNotExist) {
+				return false, nil
+			}
+			return err == nil, err
+		},
+		Read: root.ReadFile,
+		List: func(dir string) ([]string, error) {
+			entries, err := root.ReadDir(dir)
+			var names []string
+			for _, e := range entries {
+				if !e.IsDir() {
+					names = append(names, e.Name())
+				}
+			}
+			return names, err
+		},
+	}
+	var place configtoml.Place
+	q.ConfigPath, place = config.ConfigPath()
+	q.Unset = place == configtoml.Place{}
+	r := config.Registry()
+	for _, c := range r.Configs {
+		if c.HasAuth {
+			q.Credentials[c.Host] = fmt.Sprintf("registry.configs.%q.auth (%s)", c.Host, c.Place)
+		}
+	}
+	for _, c := range r.Auths {
+		name := strings.TrimSuffix(strings.TrimPrefix(strings.TrimPrefix(c.Name, "https://"), "http://"), "/")
+		if q.Credentials[name] == "" {
+			q.Credentials[name] = fmt.Sprintf("registry.auths.%q (%s)", c.Name, c.Place)
+		}
+	}
+	for _, h := range r.Headers {
+		q.Headers = append(q.Headers, h.Name)
+	}
+	for _, m := range r.Mirrors {
+		q.Legacy[m.Name] = config.Endpoints(m.Name)
+	}
+	q.Local = config.LocalPull()
+	return q
+}
+
+// printExplained prints what will happen first, then how it comes about.
+func (a *app) printExplained(r explained) {
+	p := a.paint(a.out)
+	what := r.Reference
+	if r.Containerd != "" {
+		what += ", containerd " + r.Containerd
+	}
+	fmt.Fprintf(a.out, "%s, %s\n", p.bold(what), r.Source)
+	outcome := p.green(r.Outcome)
+	if r.Fails {
+		outcome = p.red(r.Outcome)
+	}
+	fmt.Fprintf(a.out, "%s\n", outcome)
+	for i, h := range r.Hosts {
+		role := map[string]string{"mirror": "mirror", "server": "server, in place of the registry", "upstream": "the registry itself"}[h.Role]
+		fmt.Fprintf(a.out, "\n%d  %s  %s", i+1, p.bold(h.URL), role)
+		if h.From != "" {
+			fmt.Fprint(a.out, p.dim("  "+h.From))
+		}
+		fmt.Fprintln(a.out)
+		line := func(name, format string, args ...any) {
+			fmt.Fprintf(a.out, "   %-13s%s\n", name, fmt.Sprintf(format, args...))
+		}
+		if h.Skipped != "" {
+			line("skipped", "%s", p.yellow(h.Skipped))
+			if len(h.Requests) > 0 {
+				line("", "%s", "asked for layers all the same: there containerd looks at no capabilities")
+			}
+		}
+		for _, q := range h.Requests {
+			line("", "%-4s %s", q.Method, q.URL)
+		}
+		for _, ca := range h.CA {
+			line("ca", "%s", ca)
+		}
+		for _, c := range h.Client {
+			line("client", "%s, key %s", c[0], c[1])
+		}
+		if h.SkipVerify {
+			line("skip_verify", "%s", p.yellow("anybody may answer: certificates are not verified"))
+		}
+		if h.OverridePath {
+			line("path", "as it is written: override_path")
+		}
+		if h.PlainHTTP != "" {
+			line("http", "%s", h.PlainHTTP)
+		}
+		if h.DialTimeout != "" {
+			line("dial timeout", "%s", h.DialTimeout)
+		}
+		for _, name := range slices.Sorted(maps.Keys(h.Headers)) {
+			line("header", "%s: %s", name, h.Headers[name])
+		}
+		if len(h.Requests) > 0 {
+			line("credentials", "%s", h.Credentials)
+		}
+	}
+	fmt.Fprintln(a.out)
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(a.out, "%-10s%s\n", name, fmt.Sprintf(format, args...))
+	}
+	line("ends", "%s", ends(r))
+	for _, f := range r.Folders {
+		state := "not there"
+		switch {
+		case f.Chosen:
+			state = "counts"
+		case f.Found:
+			state = "not looked at any more"
+		}
+		line("folder", "%s: %s", f.Path, state)
+	}
+	if len(r.Folders) == 0 {
+		line("folder", "none: config_path is %s", strconv.Quote(r.ConfigPath))
+	}
+	switch r.Service {
+	case "transfer":
+		line("pull", "by the transfer service")
+	case "local":
+		line("pull", "by containerd's CRI itself and not the transfer service, because of %s", strings.Join(r.Local, ", "))
+	}
+	line("ctr", "reads none of this and asks %s; the same way goes", r.Ctr.Without)
+	line("", "%s", r.Ctr.Command)
+	if r.Ctr.Lacks != "" {
+		line("", "%s", r.Ctr.Lacks)
+	}
+	for _, n := range r.Notes {
+		line("note", "%s", p.yellow(n))
+	}
+}
+
+func ends(r explained) string {
+	switch r.End {
+	case "upstream":
+		return "at the registry itself"
+	case "nobody":
+		return "before anybody is asked"
+	}
+	if r.Verb == registry.VerbPush {
+		return "there"
+	}
+	return fmt.Sprintf("without %s: its upstream is never asked", r.Registry)
+}

@@ -28,7 +28,11 @@ type hostsParser struct{ dir string }
 func newHostsParser() (*hostsParser, error) {
 	dir, err := os.MkdirTemp("", "nodeprep-hosts-")
 	if err != nil {
-		return nil, fmt.Errorf("make a folder for containerd's parser: %w", err)
+		// A root that is read-only has memory all the same.
+		var shm error
+		if dir, shm = os.MkdirTemp("/dev/shm", "nodeprep-hosts-"); shm != nil {
+			return nil, fmt.Errorf("make a folder for containerd's parser (TMPDIR names where): %w", err)
+		}
 	}
 	return &hostsParser{dir}, nil
 }
@@ -40,7 +44,12 @@ func (p *hostsParser) close() { _ = os.RemoveAll(p.dir) }
 func (p *hostsParser) parse(text []byte, name string) ([]registry.Parsed, error) {
 	opt := hosts.HostOptions{}
 	if text != nil {
-		if err := os.WriteFile(filepath.Join(p.dir, "hosts.toml"), text, 0o600); err != nil {
+		file := filepath.Join(p.dir, "hosts.toml")
+		// Anew: file systems bring a file that is cut and written again to the disk at once.
+		if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("write for containerd's parser: %w", err)
+		}
+		if err := os.WriteFile(file, text, 0o600); err != nil {
 			return nil, fmt.Errorf("write for containerd's parser: %w", err)
 		}
 		opt.HostDir = func(string) (string, error) { return p.dir, nil }

@@ -584,14 +584,12 @@ func (e *explainer) requests() {
 	for i := range e.x.Hosts {
 		h, c := &e.x.Hosts[i], e.caps[i]
 		ask := func(method string, ns bool, parts ...string) {
-			u := h.URL + "/"
 			// The path is joined, which takes double slashes out.
-			base := strings.TrimSuffix(h.URL, c.Path)
 			p := path.Join(append([]string{"/", c.Path, e.x.Repository}, parts...)...)
 			if strings.HasSuffix(parts[len(parts)-1], "/") {
 				p += "/"
 			}
-			u = base + p
+			u := strings.TrimSuffix(h.URL, c.Path) + p
 			if ns && !e.isUpstream(c.Host) {
 				u += "?ns=" + url.QueryEscape(e.x.Registry)
 			}

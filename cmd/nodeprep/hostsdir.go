@@ -26,11 +26,10 @@ import (
 type hostsParser struct{ dir string }
 
 func newHostsParser() (*hostsParser, error) {
-	dir, err := os.MkdirTemp("", "nodeprep-hosts-")
+	// In memory where there is such a place: the files may hold secrets.
+	dir, err := os.MkdirTemp("/dev/shm", "nodeprep-hosts-")
 	if err != nil {
-		// A root that is read-only has memory all the same.
-		var shm error
-		if dir, shm = os.MkdirTemp("/dev/shm", "nodeprep-hosts-"); shm != nil {
+		if dir, err = os.MkdirTemp("", "nodeprep-hosts-"); err != nil {
 			return nil, fmt.Errorf("make a folder for containerd's parser (TMPDIR names where): %w", err)
 		}
 	}

@@ -87,8 +87,13 @@ are read on the node.`,
   nodeprep bundle create bundle.tar -f node.yaml --arch amd64,arm64 --artifacts ./artifacts
   nodeprep bundle create bundle.tar -f node.yaml --image registry.k8s.io/pause:3.10.2=registry.example.com/pause:3.10.2`,
 		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) != 1 {
+			switch {
+			case len(args) != 1:
 				return usagef("%s: name the one file to be made, got %d", cmd.CommandPath(), len(args))
+			case args[0] == "":
+				return usagef("%s: the file to be made has no name", cmd.CommandPath())
+			case args[0] == "-":
+				return usagef("%s: a bundle is made as a file, not sent to standard output: name one", cmd.CommandPath())
 			}
 			return nil
 		},
@@ -112,6 +117,9 @@ func (a *app) createBundle(ctx context.Context, file string, o createFlags) erro
 	if err != nil {
 		return err
 	}
+	if a.registryCA != "" && len(images) == 0 {
+		return usagef("--registry-ca: it is for the registries of --image, and there is none")
+	}
 	root, err := host.OpenRoot(a.root)
 	if err != nil {
 		return usagef("--root: %w", err)
@@ -123,6 +131,10 @@ func (a *app) createBundle(ctx context.Context, file string, o createFlags) erro
 	profile, err := a.load(ctx, name)
 	if err != nil {
 		return err
+	}
+	// Names of layers that are no files are not beside them either.
+	if err := bundle.NotInput(file, append(profile.Layers(), a.lockName(name), a.registryCA)...); err != nil {
+		return mayNotWrite(err)
 	}
 	lock, err := a.lockOf(name)
 	if err != nil {
@@ -200,10 +212,13 @@ func (a *app) createBundle(ctx context.Context, file string, o createFlags) erro
 	return nil
 }
 
-// mayNotWrite marks a file in the way as wrong usage.
+// mayNotWrite marks a file in the way, and one that the bundle is made of, as wrong usage.
 func mayNotWrite(err error) error {
 	if exists, ok := errors.AsType[*bundle.ExistsError](err); ok {
 		return &usageError{exists}
+	}
+	if input, ok := errors.AsType[*bundle.InputError](err); ok {
+		return &usageError{input}
 	}
 	return err
 }
@@ -381,7 +396,7 @@ func (a *app) printMade(r bundleResult) {
 	fmt.Fprintln(w, "  arch\twhat\tfiles\tin the bundle\tfrom")
 	for _, c := range r.Platforms {
 		row := func(what string, files int, layer int64, from string) {
-			fmt.Fprintf(w, "  %s\t%s\t%d\t%s\t%s\n", c.Architecture, what, files, amount(layer, 0), from)
+			fmt.Fprintf(w, "  %s\t%s\t%d\t%s\t%s\n", c.Architecture, what, files, bytesText(layer), from)
 		}
 		for _, part := range c.Components {
 			from := part.File
@@ -403,5 +418,5 @@ func (a *app) printMade(r bundleResult) {
 		}
 	}
 	_ = w.Flush() // a result that could not be written is told at the end
-	fmt.Fprintf(a.out, "wrote %s: %s\nits digest is %s\n", p.bold(filepath.Clean(r.File)), amount(r.Size, 0), r.Digest)
+	fmt.Fprintf(a.out, "wrote %s: %s\nits digest is %s\n", p.bold(filepath.Clean(r.File)), bytesText(r.Size), r.Digest)
 }

@@ -48,13 +48,21 @@ func oneBundle(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-func (a *app) openOptions() (bundle.OpenOptions, error) {
+func (a *app) openOptions(ref string) (bundle.OpenOptions, error) {
+	if err := a.registryCAFor(ref); err != nil {
+		return bundle.OpenOptions{}, err
+	}
+	if strings.HasPrefix(ref, bundle.RegistryScheme) {
+		if _, err := bundle.ParseRegistryRef(ref); err != nil {
+			return bundle.OpenOptions{}, &usageError{err}
+		}
+	}
 	registry, err := a.registryOptions()
 	return bundle.OpenOptions{Network: a.network(), Registry: registry, Stdin: a.in, TempDir: a.tempDir()}, err
 }
 
 func (a *app) inspectBundle(ctx context.Context, ref string) error {
-	opt, err := a.openOptions()
+	opt, err := a.openOptions(ref)
 	if err != nil {
 		return err
 	}
@@ -102,7 +110,7 @@ type verified struct {
 }
 
 func (a *app) verifyBundle(ctx context.Context, ref string) error {
-	opt, err := a.openOptions()
+	opt, err := a.openOptions(ref)
 	if err != nil {
 		return err
 	}
@@ -157,12 +165,12 @@ func orDash(s string) string {
 	return s
 }
 
-// bytesText is an amount for people.
+// bytesText is a file's size for people.
 func bytesText(n int64) string {
 	switch {
-	case n < 10<<10:
+	case n < 1<<10:
 		return fmt.Sprintf("%d B", n)
-	case n < 10<<20:
+	case n < 1<<20:
 		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
 	}
 	return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))

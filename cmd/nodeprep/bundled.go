@@ -18,8 +18,10 @@ import (
 	"github.com/nodeprep/nodeprep/install/release"
 	"github.com/nodeprep/nodeprep/internal/desired"
 	"github.com/nodeprep/nodeprep/internal/diag"
+	"github.com/nodeprep/nodeprep/internal/elf"
 	"github.com/nodeprep/nodeprep/internal/host"
 	"github.com/nodeprep/nodeprep/profiles"
+	"github.com/nodeprep/nodeprep/systemd"
 )
 
 // source is the bundle that a verb works with, and its part for one architecture.
@@ -49,6 +51,9 @@ func (a *app) bundleFlags(cmd *cobra.Command) {
 // useBundle opens --bundle for an architecture; without one it does nothing. closeBundle
 // is called at the end of the run.
 func (a *app) useBundle(ctx context.Context, arch string) error {
+	if err := a.registryCAFor(a.bundle); err != nil {
+		return err
+	}
 	if a.bundle == "" {
 		return nil
 	}
@@ -79,6 +84,19 @@ func (a *app) useBundle(ctx context.Context, arch string) error {
 	a.source.bundle = b
 	if a.source.node, err = b.For(ctx, arch); err != nil {
 		return broken(err)
+	}
+	// Its profile and lock are in one layer with its files. Damage of that is the bundle's,
+	// not that of the profile which is looked for there.
+	if _, err := a.source.node.File(ctx, bundle.ProfileName); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return broken(err)
+	}
+	return nil
+}
+
+// registryCAFor refuses a --registry-ca that would not be looked at.
+func (a *app) registryCAFor(ref string) error {
+	if a.registryCA != "" && !strings.HasPrefix(ref, bundle.RegistryScheme) {
+		return usagef("--registry-ca: it is for a bundle in a registry, %sHOST/REPO@sha256:DIGEST", bundle.RegistryScheme)
 	}
 	return nil
 }
@@ -150,9 +168,10 @@ func (a *app) diffing(o planFlags, p *prepared) install.DiffOptions {
 	return opt
 }
 
-// bundledImages gives archives that are in the bundle their digests.
-func (s *source) bundledImages(st *desired.State) diag.List {
-	var list diag.List
+// bundled holds what is wanted against what the bundle has, and gives archives that are in it
+// their digests.
+func (s *source) bundled(st *desired.State) diag.List {
+	list := s.bundledArtifacts(st)
 	for i := range st.Images {
 		img := &st.Images[i]
 		inside, ok := strings.CutPrefix(img.File, profiles.BundleRoot)
@@ -166,6 +185,30 @@ func (s *source) bundledImages(st *desired.State) diag.List {
 			continue
 		}
 		img.SHA256, img.Size = found.SHA256, found.Size
+	}
+	return list
+}
+
+// bundledArtifacts are the releases that the bundle lacks, or has of another release file.
+func (s *source) bundledArtifacts(st *desired.State) diag.List {
+	var list diag.List
+	if s.node == nil {
+		return nil
+	}
+	const hint = "want what the bundle has, or make the bundle anew"
+	for _, a := range st.Artifacts {
+		title := a.Component + " " + a.Version
+		if a.Static {
+			title += " (static)"
+		}
+		c, ok := s.node.Component(a.Component, a.Version, a.Static)
+		switch {
+		case !ok:
+			list.Errorf(a.Origin, hint, "%s has no %s for linux/%s", s.bundle.Name(), title, st.Arch)
+		case a.SHA256 != "" && a.SHA256 != c.SHA256:
+			list.Errorf(a.Origin, hint, "%s must have sha256 %s (from %s), and %s was made of %s with sha256 %s",
+				title, a.SHA256, a.SHA256From, s.bundle.Name(), c.File, c.SHA256)
+		}
 	}
 	return list
 }
@@ -249,11 +292,15 @@ func (s *source) program(ctx context.Context, dir string) (name string, err erro
 	if err != nil {
 		return "", fmt.Errorf("unpack nodeprep for linux/%s: %w", s.node.Config.Architecture, err)
 	}
-	members := []desired.Member{{Name: path.Base(c.Members[0].Path), Path: "/" + c.Members[0].Path}}
+	members := []desired.Member{{Name: path.Base(systemd.Program), Path: systemd.Program}}
 	sink := release.SinkFunc(func(desired.Member, fs.FileMode) (io.WriteCloser, error) { return kept{f}, nil })
 	if _, err := s.node.Unpack(ctx, c, members, sink); err != nil {
 		f.Close()
 		return "", err
+	}
+	if _, err := elf.Read(f, s.node.Config.Architecture); err != nil {
+		f.Close()
+		return "", &invalidBundleError{fmt.Errorf("read %s: its nodeprep for linux/%s: %w; make the bundle anew", s.bundle.Name(), s.node.Config.Architecture, err)}
 	}
 	// A file that nobody holds is closed sooner or later, and its path leads nowhere then.
 	s.keep(c.Members[0].SHA256, f)

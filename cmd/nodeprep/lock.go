@@ -103,6 +103,10 @@ func readLock(name string) ([]byte, error) {
 // bundle, else none.
 func (a *app) ruling(ctx context.Context, profileName string) (*release.Lock, error) {
 	lock, err := a.lockOf(profileName)
+	if lock != nil && a.source.node != nil {
+		// Whatever it says, there are no other files, and nodeprep lock takes no bundle.
+		lock.Bundled = true
+	}
 	if lock != nil || err != nil || a.source.node == nil {
 		return lock, err
 	}
@@ -200,6 +204,9 @@ Where nothing changes the lock is not touched.`,
 }
 
 func (a *app) makeLock(ctx context.Context, arches []string, update bool) error {
+	if a.lock == "-" {
+		return usagef("--lock -: a lock is kept as a file, not sent to standard output: name one")
+	}
 	root, err := host.OpenRoot(a.root)
 	if err != nil {
 		return usagef("--root: %w", err)
@@ -453,7 +460,7 @@ func (a *app) printLock(r *lockResult) {
 		if f.Was != "" {
 			from += ", was " + f.Was
 		}
-		fmt.Fprintf(w, "%s %s\t%s\t%s\t%s\t%s\n", mark, f.title(), f.Arch, f.File, amount(f.Size, 0), from)
+		fmt.Fprintf(w, "%s %s\t%s\t%s\t%s\t%s\n", mark, f.title(), f.Arch, f.File, bytesText(f.Size), from)
 		count[f.Change]++
 	}
 	for _, f := range r.Removed {

@@ -87,7 +87,7 @@ func (a *app) prepare(ctx context.Context, t *target, withoutRecovery bool) (*pr
 	if list := sandboxFaults(ctx, spec); list.HasErrors() {
 		return nil, &invalidError{list}
 	}
-	if list := a.source.bundledImages(&st); list.HasErrors() {
+	if list := a.source.bundled(&st); list.HasErrors() {
 		return nil, &invalidError{list}
 	}
 	if !withoutRecovery {

@@ -66,7 +66,7 @@ type CreateOptions struct {
 // the profile, its files and images, all of it, and warnings; where there are faults nothing
 // is made, and the error is nil.
 //
-// Errors: *ExistsError, *release.DigestError and *release.ArchiveError of release files that
+// Errors: *ExistsError, *InputError, *release.DigestError and *release.ArchiveError of release files that
 // are not what they should be, those of reading and writing, the context's cause.
 func Create(ctx context.Context, file string, opt CreateOptions) (*Made, diag.List, error) {
 	if err := MayWrite(file, opt.Force); err != nil {
@@ -78,6 +78,9 @@ func Create(ctx context.Context, file string, opt CreateOptions) (*Made, diag.Li
 		refs, pulled[image.Name] = append(refs, image.Name), image
 	}
 	portable, list := opt.Profile.Portable(profiles.PortableOptions{WithSecrets: opt.WithSecrets, Read: opt.Read, Pulled: refs})
+	if err := NotInput(file, opt.inputs(portable)...); err != nil {
+		return nil, nil, err
+	}
 	arches := make([]string, len(opt.Targets))
 	for i, t := range opt.Targets {
 		arches[i] = t.Arch
@@ -131,6 +134,20 @@ func Create(ctx context.Context, file string, opt CreateOptions) (*Made, diag.Li
 	}
 	made, err := Write(ctx, file, c, opt.WriteOptions)
 	return made, list, err
+}
+
+// inputs are the files on this machine that the bundle is made of, but for the profile's own.
+func (o CreateOptions) inputs(portable *profiles.Portable) []string {
+	var out []string
+	for _, f := range portable.Files {
+		out = append(out, f.From.Path)
+	}
+	for _, t := range o.Targets {
+		for _, l := range append(t.Artifacts[:len(t.Artifacts):len(t.Artifacts)], t.Program) {
+			out = append(out, l.Path)
+		}
+	}
+	return out
 }
 
 func memoryFile(name string, data []byte) File {

@@ -87,9 +87,38 @@ func (e *ExistsError) Error() string {
 	return fmt.Sprintf("write %s: there is such a file already; --force replaces it", e.File)
 }
 
+// InputError is a bundle's file that the bundle is to be made of.
+type InputError struct {
+	File  string // where the bundle should go
+	Input string // the same file
+}
+
+// Error asks for another place.
+func (e *InputError) Error() string {
+	if e.Input == e.File {
+		return fmt.Sprintf("write %s: the bundle is made of this file; name another", e.File)
+	}
+	return fmt.Sprintf("write %s: it is the file %s, which the bundle is made of; name another", e.File, e.Input)
+}
+
+// NotInput says whether a bundle may replace a file that is there: not one of those that it is
+// made of, whatever their names. Errors: *InputError.
+func NotInput(file string, inputs ...string) error {
+	there, err := os.Stat(file)
+	if err != nil {
+		return nil // nothing is replaced, or MayWrite tells why not
+	}
+	for _, input := range inputs {
+		if fi, err := os.Stat(input); err == nil && os.SameFile(there, fi) {
+			return &InputError{File: file, Input: input}
+		}
+	}
+	return nil
+}
+
 // Write packs a bundle and writes it to a file, which appears when it is whole and on the
 // disk. Beside it, while that takes, is a private folder of the same size; after a failure
-// nothing is left. The same contents give the same bytes. All layers are packed side by
+// nothing is left, and what a killed run left is removed. The same contents give the same bytes. All layers are packed side by
 // side, and all that could not be are told.
 //
 // Errors: *ExistsError, the context's cause, those of the parts.
@@ -97,11 +126,12 @@ func Write(ctx context.Context, file string, c Contents, opt WriteOptions) (_ *M
 	if err := MayWrite(file, opt.Force); err != nil {
 		return nil, err
 	}
-	temp, err := os.MkdirTemp(filepath.Dir(file), ".nodeprep-bundle-") // 0700
+	clearAbandoned(filepath.Dir(file))
+	temp, remove, err := workFolder(filepath.Dir(file))
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = cmp.Or(err, os.RemoveAll(temp)) }()
+	defer func() { err = cmp.Or(err, remove()) }()
 	for _, dir := range []string{"layout", "members"} {
 		if err := os.Mkdir(filepath.Join(temp, dir), 0o700); err != nil {
 			return nil, err

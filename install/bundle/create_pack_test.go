@@ -95,7 +95,7 @@ func smallContents(t *testing.T, arches ...string) Contents {
 			},
 			Node: []File{
 				inMemory(ProfileName, "apiVersion: nodeprep/v1alpha1\nkind: NodeProfile\n"),
-				inMemory(LockName, "apiVersion: nodeprep/v1alpha1\nkind: Lock\n# "+arch+"\n"),
+				inMemory(LockName, "apiVersion: nodeprep/v1alpha1\nkind: Lock\nartifacts: []\n# "+arch+"\n"),
 				inMemory("files/ca.pem", "a certificate"),
 			},
 			Images: []*ImageArchive{shared, inMemoryImage("images/"+arch+".tar.gz", gzipped(t, plainTar(t, arch, 5000)), "example.com/"+arch+":1")},

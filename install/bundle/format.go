@@ -21,6 +21,13 @@ const FormatVersion = 1
 // Program is the component that is nodeprep itself.
 const Program = "nodeprep"
 
+// Modes of files: those of components are programs, and nothing else is installed with a mode
+// of the bundle's.
+const (
+	programMode = 0o755
+	fileMode    = 0o644
+)
+
 // Names of files in a bundle's node layer.
 const (
 	ProfileName = "profile.yaml"
@@ -62,7 +69,7 @@ type Component struct {
 // Member is one file of a layer.
 type Member struct {
 	Path   string `json:"path"` // below the layer's root, without a leading slash
-	Mode   uint32 `json:"mode"`
+	Mode   uint32 `json:"mode"` // 0755 in a component, 0644 in the node layer
 	Size   int64  `json:"size"`
 	SHA256 string `json:"sha256"` // hex
 }

@@ -2,6 +2,7 @@ package bundle
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -80,11 +81,23 @@ func (l *layout) document(ctx context.Context, mediaType string, v any) (ocispec
 	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("write %s: %w", mediaType, err)
 	}
+	if err := readable(b); err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("write %s: %w", mediaType, err)
+	}
 	desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
 	if err := l.blobs.Push(ctx, desc, bytes.NewReader(b)); err != nil && !errors.Is(err, errdef.ErrAlreadyExists) {
 		return ocispec.Descriptor{}, err
 	}
 	return desc, nil
+}
+
+// readable says why nobody could read a document again.
+func readable(b []byte) error {
+	if len(b) > maxDocument {
+		return fmt.Errorf("it has %d bytes, and the limit is %d", len(b), int64(maxDocument))
+	}
+	var any json.RawMessage
+	return cmp.Or(decode(b, false, &any), onlyText(b))
 }
 
 // manifest adds the manifest for one architecture. Its artifactType does not stand in the

@@ -94,6 +94,9 @@ func (b *Bundle) node(ctx context.Context, d ocispec.Descriptor) (*Node, []Fault
 	if data, err = b.small(ctx, n.part("config"), m.Config); err != nil {
 		return nil, nil, err
 	}
+	if err := onlyText(data); err != nil {
+		return nil, nil, b.damaged(n.part("config"), err)
+	}
 	var version struct {
 		FormatVersion int    `json:"formatVersion"`
 		Nodeprep      string `json:"nodeprep"`
@@ -143,11 +146,19 @@ func (n *Node) part(what string) string {
 // sha256Hex is how the config writes digests that are not descriptors'.
 var sha256Hex = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
+// maxFaults is how many faults of a config are told.
+const maxFaults = 50
+
 // check holds the config against the manifest and against sense.
 func (n *Node) check() []Fault {
 	var out []Fault
 	fault := func(format string, args ...any) {
-		out = append(out, Fault{n.part("config"), fmt.Errorf(format, args...)})
+		switch {
+		case len(out) < maxFaults:
+			out = append(out, Fault{n.part("config"), fmt.Errorf(format, args...)})
+		case len(out) == maxFaults:
+			out = append(out, Fault{n.part("config"), errors.New("and more")})
+		}
 	}
 	c := n.Config
 	if c.FormatVersion < 1 {
@@ -168,7 +179,7 @@ func (n *Node) check() []Fault {
 		}
 		return ok
 	}
-	members := func(what string, list []Member) {
+	members := func(what string, list []Member, mode fs.FileMode) {
 		seen := map[string]bool{}
 		for _, m := range list {
 			switch {
@@ -176,8 +187,8 @@ func (n *Node) check() []Fault {
 				fault("%s has a file whose name leads out of it: %q", what, m.Path)
 			case seen[m.Path]:
 				fault("%s has %s twice", what, m.Path)
-			case m.Mode&^0o777 != 0:
-				fault("%s has %s with mode %#o", what, m.Path, m.Mode)
+			case m.Mode != uint32(mode):
+				fault("%s has %s with mode %#o, want %#o", what, m.Path, m.Mode, mode)
 			case m.Size < 0 || !sha256Hex.MatchString(m.SHA256):
 				fault("%s has %s without a size and a sha256", what, m.Path)
 			}
@@ -187,7 +198,7 @@ func (n *Node) check() []Fault {
 	seen := map[string]bool{}
 	for _, p := range c.Components {
 		layer(p.title(), p.Layer)
-		members(p.title(), p.Members)
+		members(p.title(), p.Members, programMode)
 		if p.SHA256 != "" && !sha256Hex.MatchString(p.SHA256) || p.SHA256 == "" && p.Name != Program {
 			fault("%s has no sha256 of its release file", p.title())
 		}
@@ -197,7 +208,7 @@ func (n *Node) check() []Fault {
 		seen[p.title()] = true
 	}
 	layer("the node", c.Node.Layer)
-	members("the node", c.Node.Members)
+	members("the node", c.Node.Members, fileMode)
 	if size := unpackedSize(c.Node.Members); size > maxNode {
 		fault("the files of the node have %d bytes, and the limit is %d", size, int64(maxNode))
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -66,26 +67,57 @@ func TestForRefuses(t *testing.T) {
 		{"an absolute path", forgery{config: component(func(c *Component) { c.Members[0].Path = "/etc/passwd" })}, damaged, "leads out of it"},
 		{"a path twice", forgery{config: component(func(c *Component) { c.Members[1].Path = c.Members[0].Path })}, damaged, "has usr/local/bin/containerd twice"},
 		{"a setuid mode", forgery{config: component(func(c *Component) { c.Members[0].Mode = 0o4755 })}, damaged, "with mode 04755"},
+		{"a program that all may write", forgery{config: component(func(c *Component) { c.Members[0].Mode = 0o777 })}, damaged, "has usr/local/bin/containerd with mode 0777, want 0755"},
+		{"a program that nobody may run", forgery{config: component(func(c *Component) { c.Members[0].Mode = 0 })}, damaged, "with mode 0, want 0755"},
+		{"a file of the node that may be run", forgery{config: func(c *Config) { c.Node.Members[0].Mode = 0o755 }}, damaged, "the node has profile.yaml with mode 0755, want 0644"},
+		{"a config of too many values", forgery{raw: func(b []byte) []byte {
+			return bytes.Replace(b, []byte(`"components":[`), []byte(`"components":[`+strings.Repeat(`{},`, 60_000)), 1)
+		}}, damaged, "values, and the limit is 50000"},
+		{"an index of many manifests", forgery{index: func(i *ocispec.Index) { i.Manifests = slices.Repeat(i.Manifests, 17) }}, damaged, "image index: it lists 17 manifests, and the limit is 16"},
+		{"a version that steers a terminal", forgery{config: component(func(c *Component) { c.Version = "2.1.9\x1b[2K\rgood" })}, damaged, `cannot be printed: "2.1.9\x1b[2K\rgood"`},
+		{"a name that turns a line around", forgery{config: image(func(i *Image) { i.Names[0] = "\u202eapp:1" })}, damaged, `cannot be printed: "\u202eapp:1"`},
+		{"a platform that steers a terminal", forgery{index: func(i *ocispec.Index) { i.Manifests[0].Platform.Architecture = "\x1b[2K" }}, damaged, `cannot be printed: "linux/\x1b[2K"`},
+		{"a type that steers a terminal", forgery{manifest: func(m *ocispec.Manifest) { m.ArtifactType = "\x1b[2Kgood" }}, notBundle, `it holds \x1b[2Kgood`},
 		{"a negative size", forgery{config: component(func(c *Component) { c.Members[0].Size = -1 })}, damaged, "without a size and a sha256"},
 		{"a node layer that is too large", forgery{config: func(c *Config) { c.Node.Members[0].Size = 17 << 20 }}, damaged, "and the limit is 16777216"},
 		{"node sizes that overflow", forgery{config: func(c *Config) {
 			c.Node.Members[0].Size = 1<<63 - 1
-			c.Node.Members = append(c.Node.Members, Member{Path: "x", Size: 1<<63 - 1, SHA256: zero})
+			c.Node.Members = append(c.Node.Members, Member{Path: "x", Mode: 0o644, Size: 1<<63 - 1, SHA256: zero})
 		}}, damaged, "and the limit is 16777216"},
 		{"an image without a digest", forgery{config: image(func(i *Image) { i.SHA256 = "" })}, damaged, "without a name in the bundle, a size and a sha256"},
 		{"an image that leads out", forgery{config: image(func(i *Image) { i.File = "../x" })}, damaged, "without a name in the bundle"},
 		{"an image as it is, with another digest", forgery{config: image(func(i *Image) { i.Packed = false })}, damaged, "images/pause.tar has sha256"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			b := opened(t, saved(t, c.f.bytes(t)))
-			_, err := b.For(t.Context(), "amd64")
+			file := saved(t, c.f.bytes(t))
+			b, err := Open(t.Context(), file, OpenOptions{})
+			if err == nil {
+				t.Cleanup(func() { _ = b.Close() })
+				_, err = b.For(t.Context(), "amd64")
+			}
 			if err == nil {
 				t.Fatal("it was taken")
 			}
-			if !c.is(err) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), b.Name()) {
+			if !c.is(err) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), file) {
 				t.Errorf("%v\nwant %s", err, c.want)
 			}
+			if strings.Contains(err.Error(), "\x1b") {
+				t.Errorf("%q steers a terminal", err)
+			}
 		})
+	}
+}
+
+// A config that is wrong everywhere is told of in a bearable length.
+func TestFaultsOfAConfigEnd(t *testing.T) {
+	report, err := Verify(t.Context(), saved(t, forgery{config: func(c *Config) {
+		c.Components[0].Members = make([]Member, 3000)
+	}}.bytes(t)), OpenOptions{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(report.Faults); n < 2 || n > maxFaults+2 {
+		t.Errorf("%d faults", n)
 	}
 }
 
@@ -118,7 +150,8 @@ func TestUnpackRefuses(t *testing.T) {
 		{"a file that is missing", forgery{config: func(c *Config) {
 			c.Components[0].Members = append(c.Components[0].Members, Member{Path: "usr/local/bin/other", Mode: 0o755, SHA256: hexOf(nil)})
 		}}, "it lacks usr/local/bin/other"},
-		{"another mode", forgery{config: member(func(m *Member) { m.Mode = 0o700 })}, `member "usr/local/bin/ctr": its mode is 0755, want 0700`},
+		{"another mode", forgery{component: []item{good[0], {tar.Header{Typeflag: tar.TypeReg, Name: "usr/local/bin/ctr", Mode: 0o777}, "ctr"}},
+			config: member(func(m *Member) { m.Mode = 0o755 })}, `member "usr/local/bin/ctr": its mode is 0777, want 0755`},
 		{"a setuid program", forgery{component: []item{good[0], {tar.Header{Typeflag: tar.TypeReg, Name: "usr/local/bin/ctr", Mode: 0o4755}, "ctr"}},
 			config: member(func(m *Member) { m.Mode = 0o755 })}, "its mode is 04755, want 0755"},
 		{"another size", forgery{config: member(func(m *Member) { m.Size = 2 })}, `member "usr/local/bin/ctr": it has 3 bytes, want 2`},

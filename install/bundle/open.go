@@ -29,6 +29,10 @@ type OpenOptions struct {
 // Standard is the reference of a bundle on standard input.
 const Standard = "-"
 
+// maxPlatforms is the most architectures that a bundle can be for: containerd is published
+// for fewer.
+const maxPlatforms = 16
+
 // Bundle is a bundle that is open. Its methods may be called from several goroutines.
 type Bundle struct {
 	name  string
@@ -158,6 +162,14 @@ func (b *Bundle) loadIndex(ctx context.Context) error {
 	if len(b.index.Manifests) == 0 {
 		return &NotBundleError{Name: b.name, Problem: "its index lists nothing"}
 	}
+	if n := len(b.index.Manifests); n > maxPlatforms {
+		return b.damaged(partIndex, fmt.Errorf("it lists %d manifests, and the limit is %d", n, maxPlatforms))
+	}
+	for _, m := range b.index.Manifests {
+		if p := m.Platform; p != nil && !isPlain(p.OS+p.Architecture) {
+			return b.damaged(partIndex, fmt.Errorf("it has a platform that cannot be printed: %q", shortened(p.OS+"/"+p.Architecture)))
+		}
+	}
 	return nil
 }
 
@@ -208,7 +220,7 @@ type NotBundleError struct {
 
 // Error says what it is instead.
 func (e *NotBundleError) Error() string {
-	return "open " + e.Name + ": not a bundle of nodeprep's: " + e.Problem
+	return "open " + e.Name + ": not a bundle of nodeprep's: " + printed(e.Problem)
 }
 
 // VersionError is a bundle in a format that this nodeprep does not know.
@@ -224,7 +236,8 @@ func (e *VersionError) Error() string {
 	if e.Nodeprep != "" {
 		by = "nodeprep " + e.Nodeprep
 	}
-	return fmt.Sprintf("open %s: it was made by %s in %s, and this nodeprep reads formats up to %d; use the nodeprep that made it, or a newer one", e.Name, by, e.Format, FormatVersion)
+	return fmt.Sprintf("open %s: it was made by %s in %s, and this nodeprep reads formats up to %d; use the nodeprep that made it, or a newer one",
+		e.Name, printed(by), printed(e.Format), FormatVersion)
 }
 
 // ArchError is a bundle that has nothing for an architecture.
@@ -249,7 +262,7 @@ type DamagedError struct {
 
 // Error names the part and says what to do.
 func (e *DamagedError) Error() string {
-	return fmt.Sprintf("read %s: %s: %v; %s", e.Bundle, e.Part, e.Err, Remedy)
+	return fmt.Sprintf("read %s: %s; %s", e.Bundle, printed(e.Part)+": "+printedLines(e.Err), Remedy)
 }
 
 // Unwrap is what was found.

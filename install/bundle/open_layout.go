@@ -27,7 +27,7 @@ type Fault struct {
 }
 
 // Error is "PART: problem".
-func (f Fault) Error() string { return f.Part + ": " + f.Err.Error() }
+func (f Fault) Error() string { return printed(f.Part) + ": " + printedLines(f.Err) }
 
 // MarshalJSON is {"part": ..., "problem": ...}.
 func (f Fault) MarshalJSON() ([]byte, error) {

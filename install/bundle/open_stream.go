@@ -36,7 +36,7 @@ func spool(ctx context.Context, opt OpenOptions) (*os.File, error) {
 	}
 	f, err := host.UnnamedFile(dir)
 	if err != nil {
-		return nil, fmt.Errorf("copy standard input to %s: %w", dir, err)
+		return nil, fmt.Errorf("copy standard input to %s: %w; $TMPDIR names another folder", dir, err)
 	}
 	done := make(chan error, 1)
 	go func() { done <- copyBundle(f, opt.Stdin, dir) }()

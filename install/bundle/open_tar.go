@@ -28,8 +28,12 @@ type tarEntry struct {
 	repaired       bool // its header is damaged and was read all the same
 }
 
-// end is where its last block ends.
+// end is where its last block ends; only of an entry within its archive.
 func (e tarEntry) end() int64 { return e.data + (e.size+blockSize-1)/blockSize*blockSize }
+
+// within says whether the entry's last block ends before a place in the archive. A size is
+// whatever its header says, and may be too large to be added to anything.
+func (e tarEntry) within(end int64) bool { return e.size <= end-e.data && e.end() <= end }
 
 // tarStore is a layout in an uncompressed tar. Its files are read in place, several at
 // once.
@@ -87,7 +91,7 @@ func (t *tarStore) scan() error {
 			t.last = t.size
 			return nil
 		}
-		if e.end() > t.size {
+		if !e.within(t.size) {
 			t.fault("the archive", "it is cut short: it ends within %s, after %d bytes", e.name, t.size)
 			t.last = t.size
 			return nil
@@ -166,7 +170,7 @@ func (t *tarStore) repair(at int64) (tarEntry, error) {
 	name := cString(raw[:100])
 	size, err := strconv.ParseInt(strings.Trim(string(raw[124:136]), " \x00"), 8, 64)
 	e := tarEntry{name: path.Clean(name), at: at, data: at + blockSize, size: size, repaired: true}
-	if err == nil && size >= 0 && e.end() <= t.size-2*blockSize && fs.ValidPath(e.name) {
+	if err == nil && size >= 0 && e.within(t.size-2*blockSize) && fs.ValidPath(e.name) {
 		following := make([]byte, blockSize)
 		if _, err := t.r.ReadAt(following, e.end()); err != nil {
 			return tarEntry{}, err

@@ -4,7 +4,9 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -257,6 +259,31 @@ func TestOpenRefuses(t *testing.T) {
 	}
 	if _, err := Open(t.Context(), filepath.Join(dir, "none"), OpenOptions{}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a file that is not there: %v", err)
+	}
+}
+
+// A header may say any size; nothing is read where the archive is not.
+func TestSizesThatOverflow(t *testing.T) {
+	good := forgery{}.bytes(t)
+	for _, size := range []uint64{1<<63 - 1, 1<<63 - 512, 1<<63 - 2000, 1 << 62} {
+		data := bytes.Clone(good)
+		h := data[:512]
+		copy(h[124:136], make([]byte, 4))
+		h[124] = 0x80 // a binary number follows (GNU tar, "Basic Tar Format")
+		binary.BigEndian.PutUint64(h[128:136], size)
+		sum := 0
+		copy(h[148:156], "        ")
+		for _, c := range h {
+			sum += int(c)
+		}
+		copy(h[148:156], fmt.Sprintf("%06o\x00 ", sum))
+		file := saved(t, data)
+		if _, err := Open(t.Context(), file, OpenOptions{}); err == nil || !strings.Contains(err.Error(), "the archive: it is cut short: it ends within oci-layout") {
+			t.Errorf("size %d: %v", size, err)
+		}
+		if report, err := Verify(t.Context(), file, OpenOptions{}, nil); err != nil || len(report.Faults) == 0 {
+			t.Errorf("size %d: %+v, %v", size, report, err)
+		}
 	}
 }
 

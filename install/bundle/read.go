@@ -10,6 +10,10 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -20,6 +24,10 @@ import (
 // maxDocument is the most that index, manifests and configs may have, in bytes: what
 // registries take of a manifest, too (distribution-spec, "Pushing Manifests").
 const maxDocument = 4 << 20
+
+// maxValues is the most that one of them may hold: a value of two bytes can take two hundred
+// when it is read. Real ones have some hundred.
+const maxValues = 50_000
 
 // partIndex is what messages call the image index.
 const partIndex = "image index"
@@ -126,6 +134,10 @@ func (b *Bundle) document(ctx context.Context, d ocispec.Descriptor) ([]byte, er
 
 // decode reads one JSON value; strictly, a field that v does not have is a fault.
 func decode(data []byte, strict bool, v any) error {
+	// No fewer than there are, and those in texts do not matter.
+	if n := bytes.Count(data, []byte{','}); n > maxValues {
+		return fmt.Errorf("it has some %d values, and the limit is %d", n, maxValues)
+	}
 	d := json.NewDecoder(bytes.NewReader(data))
 	if strict {
 		d.DisallowUnknownFields()
@@ -137,6 +149,60 @@ func decode(data []byte, strict bool, v any) error {
 		return errors.New("there is something after the end of its JSON")
 	}
 	return nil
+}
+
+// onlyText says which text in a JSON document a terminal would not just show. What a config
+// says of a bundle is printed.
+func onlyText(data []byte) error {
+	d := json.NewDecoder(bytes.NewReader(data))
+	for {
+		token, err := d.Token()
+		if err != nil {
+			return nil // decode tells of it
+		}
+		if text, is := token.(string); is && !isPlain(text) {
+			return fmt.Errorf("it has a text with characters that cannot be printed: %q", shortened(text))
+		}
+	}
+}
+
+func isPlain(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
+}
+
+// shortened is a text of bearable length.
+func shortened(s string) string {
+	const most = 300
+	if r := []rune(s); len(r) > most {
+		return string(r[:most]) + "..."
+	}
+	return s
+}
+
+// printed is a message with what cannot be printed escaped: a bundle may name its parts as
+// it likes.
+func printed(s string) string {
+	if isPlain(s) {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+		} else {
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
+	return b.String()
+}
+
+// printedLines is printed for a message of several lines.
+func printedLines(err error) string {
+	lines := strings.Split(err.Error(), "\n")
+	for i, l := range lines {
+		lines[i] = printed(l)
+	}
+	return strings.Join(lines, "\n")
 }
 
 // digested verifies what is read from it: instead of its end it gives a

@@ -66,6 +66,10 @@ func ParseRegistryRef(s string) (RegistryRef, error) {
 	if !ok {
 		return fail("it does not begin with " + RegistryScheme)
 	}
+	if n := loginLength(rest); n > 0 {
+		s = RegistryScheme + "xxxxx@" + rest[n:]
+		return fail("no user and no password belong there, logins are those of docker's config.json")
+	}
 	name, sum, ok := strings.Cut(rest, "@")
 	at, path, _ := strings.Cut(name, "/")
 	path, tag, tagged := strings.Cut(path, ":")
@@ -89,6 +93,20 @@ func ParseRegistryRef(s string) (RegistryRef, error) {
 		return fail("the tag is not one")
 	}
 	return RegistryRef{Host: ref.Registry, Repository: path, Tag: tag, Digest: d}, nil
+}
+
+// loginLength is how much of an address is a user or password, with the @ after it. Both may have
+// any characters, as long as they are in no message.
+func loginLength(address string) int {
+	last := strings.LastIndex(address, "@")
+	if last < 0 {
+		return 0
+	}
+	before, after := address[:last], address[last+1:]
+	if strings.Contains(after, "/") || !strings.Contains(before, "/") && !strings.HasPrefix(after, "sha") {
+		return last + 1 // what follows is no digest
+	}
+	return strings.LastIndex(before, "@") + 1
 }
 
 // String is the address without what is not used of it.

@@ -401,16 +401,12 @@ func secretQuery() *regexp.Regexp { return regexp.MustCompile(`\?[^\s"]+`) }
 
 // printable is what a server said, in a line of bearable length without control characters.
 func printable(s string) string {
-	s = strings.Map(func(r rune) rune {
+	return shortened(strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return ' '
 		}
 		return r
-	}, s)
-	if runes := []rune(s); len(runes) > 300 {
-		return string(runes[:300]) + "..."
-	}
-	return s
+	}, s))
 }
 
 // download is a blob while it comes. What is interrupted is continued where it stopped,

@@ -159,7 +159,10 @@ func TestParseRegistryRef(t *testing.T) {
 		"oci://h/b@v1":                     "the digest is not one",
 		"oci://h@" + sum:                   "the repository is not one",
 		"oci:///b@" + sum:                  "the host is not one",
-		"oci://user:pw@h/b@" + sum:         "the digest is not one",
+		"oci://user:S3CRET@h/b@" + sum:     "read oci://xxxxx@h/b@sha256:0a",
+		"oci://user:S3C/RET@h/b@" + sum:    "no user and no password belong there",
+		"oci://user:S3C@RET@h/b":           "read oci://xxxxx@h/b: no user",
+		"oci://user:S3CRET@h":              "no user and no password belong there",
 		"oci://h/B@" + sum:                 "the repository is not one",
 		"oci://h/../../b@" + sum:           "the repository is not one",
 		"oci://h/b:-@" + sum:               "the tag is not one",
@@ -167,7 +170,7 @@ func TestParseRegistryRef(t *testing.T) {
 		"https://registry.example.com/b@x": "does not begin with oci://",
 	}
 	for in, want := range bad {
-		if _, err := ParseRegistryRef(in); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := ParseRegistryRef(in); err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "S3C") {
 			t.Errorf("%s: got %v, want %q", in, err, want)
 		}
 	}

@@ -1,6 +1,7 @@
 package bundle
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -194,8 +195,17 @@ func (v *verifier) list(n *Node) {
 		v.jobs = append(v.jobs, verification{part: n.part(what), layer: n.layers[layer], run: run})
 	}
 	add("node", n.Config.Node.Layer, func(ctx context.Context, told func(n int)) error {
-		_, err := n.unpack(ctx, "node", n.Config.Node, nil, release.SinkFunc(discard), told)
-		return err
+		var lock bytes.Buffer
+		sink := func(m desired.Member, mode fs.FileMode) (io.WriteCloser, error) {
+			if m.Path == "/"+LockName {
+				return unclosed{&lock}, nil
+			}
+			return discard(m, mode)
+		}
+		if _, err := n.unpack(ctx, "node", n.Config.Node, nil, release.SinkFunc(sink), told); err != nil || lock.Len() == 0 {
+			return err
+		}
+		return n.locked(lock.Bytes())
 	})
 	for _, c := range n.Config.Components {
 		add(c.title(), c.Layer, func(ctx context.Context, told func(n int)) error {
@@ -223,6 +233,21 @@ func (v *verifier) list(n *Node) {
 			return err
 		})
 	}
+}
+
+// locked holds the components against the bundle's lock.
+func (n *Node) locked(text []byte) error {
+	lock, list := release.ReadLock(LockName, text)
+	if list.HasErrors() {
+		return fmt.Errorf("its lock: %s", list.Errors()[0])
+	}
+	var faults []error
+	for _, c := range n.Config.Components {
+		if e := lock.Find(c.Name, c.Version, n.Config.Architecture, c.Static); e != nil && e.SHA256 != c.SHA256 {
+			faults = append(faults, fmt.Errorf("%s was made of %s with sha256 %s, and %s has %s", c.title(), c.File, c.SHA256, e.Origin.Place(), e.SHA256))
+		}
+	}
+	return errors.Join(faults...)
 }
 
 func discard(desired.Member, fs.FileMode) (io.WriteCloser, error) { return unclosed{io.Discard}, nil }

@@ -3,8 +3,10 @@ package bundle
 import (
 	"archive/tar"
 	"context"
+	"crypto/sha256"
 	"debug/elf"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -304,5 +306,29 @@ func TestInspect(t *testing.T) {
 		"images/amd64.tar.gz linux/amd64 example.com/amd64:1", "images/arm64.tar.gz linux/arm64 example.com/arm64:1",
 	}, images); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// A bundle whose lock and releases disagree is not as it was made.
+func TestVerifyHoldsReleasesAgainstTheLock(t *testing.T) {
+	text := func(sum string) string {
+		return "apiVersion: nodeprep/v1alpha1\nkind: Lock\nartifacts:\n  - component: runc\n    version: 1.4.3\n    arch: amd64\n    file: runc.amd64\n    sha256: " + sum + "\n"
+	}
+	right := fmt.Sprintf("%x", sha256.Sum256([]byte("runc-1.4.3.tgz")))
+	for sum, good := range map[string]bool{right: true, strings.Repeat("0a", 32): false} {
+		c := smallContents(t, "amd64")
+		c.Platforms[0].Node[1] = inMemory(LockName, text(sum))
+		file, _ := writeBundle(t, c)
+		report, err := Verify(t.Context(), file, OpenOptions{}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := "node linux/amd64: runc 1.4.3 was made of runc-1.4.3.tgz with sha256 " + right + ", and nodeprep.lock:8:13 has " + sum
+		switch {
+		case good && len(report.Faults) > 0:
+			t.Errorf("%v", report.Faults)
+		case !good && (len(report.Faults) != 1 || report.Faults[0].Error() != want):
+			t.Errorf("%v\nwant %s", report.Faults, want)
+		}
 	}
 }

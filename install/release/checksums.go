@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path"
 	"path/filepath"
 	"regexp"
@@ -73,7 +72,7 @@ func checksumFiles(file string) []checksumFile {
 func checksumBeside(dir, file string) (digest, from string, err error) {
 	for _, c := range checksumFiles(file) {
 		p := filepath.Join(dir, c.name)
-		f, err := os.Open(p)
+		f, err := openFile(p)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}

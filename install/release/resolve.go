@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/nodeprep/nodeprep/internal/desired"
 	"github.com/nodeprep/nodeprep/internal/diag"
@@ -267,7 +268,7 @@ func (r *resolver) local() error {
 }
 
 // origin is who knows a digest as a lock has it: without places that change with every
-// edit of the profile.
+// edit of the profile, or are of this machine.
 func (r *resolver) origin(from string) string {
 	switch {
 	case strings.HasPrefix(from, fromProfile):
@@ -275,7 +276,7 @@ func (r *resolver) origin(from string) string {
 	case from == fromCatalogue:
 		return from
 	}
-	return "checksum file " + from
+	return "checksum file " + filepath.Base(from)
 }
 
 func (r *resolver) path() string { return filepath.Join(r.dir, r.e.File) }
@@ -307,7 +308,7 @@ func (r *resolver) digest(ctx context.Context) error {
 	}
 	r.e.Size = size
 	if r.e.SHA256 == "" {
-		r.e.SHA256, r.e.From = got, "measured "+r.path()
+		r.e.SHA256, r.e.From = got, "measured "+r.e.File
 	}
 	if got != r.e.SHA256 {
 		return &DigestError{File: r.path(), Got: got, Want: r.e.SHA256, From: r.wanted()}
@@ -545,9 +546,26 @@ func (r *resolver) detached(file string) (done bool, err error) {
 	return false, nil
 }
 
+// openFile opens a regular file; a pipe under its name would wait for nobody.
+func openFile(name string) (*os.File, error) {
+	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	fi, err := f.Stat()
+	if err == nil && !fi.Mode().IsRegular() {
+		err = &fs.PathError{Op: "read", Path: name, Err: errors.New("not a regular file")}
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
 // readAtMost reads a whole small file.
 func readAtMost(name string, most int64) ([]byte, error) {
-	f, err := os.Open(name)
+	f, err := openFile(name)
 	if err != nil {
 		return nil, err
 	}

@@ -206,7 +206,7 @@ func Inspect(ctx context.Context, r io.Reader) (*Archive, error) {
 	if err := s.read(ctx, r); err != nil {
 		return nil, err
 	}
-	imgs, err := s.images()
+	imgs, err := s.images(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -539,6 +539,66 @@ func TestTooManyDocuments(t *testing.T) {
 	}
 }
 
+// Parts that are named again and again take neither time nor memory without end.
+func TestTooManyParts(t *testing.T) {
+	numbered := func(n int) []ocispec.Descriptor {
+		var out []ocispec.Descriptor
+		for i := range n {
+			p := ocispec.Platform{OS: "linux", Architecture: fmt.Sprint("a", i)}
+			out = append(out, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromString(fmt.Sprint(i)), Platform: &p})
+		}
+		return out
+	}
+	indexes := single("app:1", "linux/amd64")
+	large := indexes.blob(ocispec.MediaTypeImageIndex, ocispec.Index{Manifests: numbered(5000)})
+	for i := range 10 {
+		large.Annotations = map[string]string{"n": fmt.Sprint(i)}
+		indexes.named(indexes.blob(ocispec.MediaTypeImageIndex, ocispec.Index{Manifests: []ocispec.Descriptor{large}}), fmt.Sprint("app:", i))
+	}
+	attestations := single("app:1", "linux/amd64")
+	statement := attestations.blob(ocispec.MediaTypeImageManifest, ocispec.Manifest{Config: numbered(1)[0], Layers: numbered(5000)})
+	statement.Annotations = map[string]string{referenceType: "attestation-manifest"}
+	attestations.named(attestations.blob(ocispec.MediaTypeImageIndex, ocispec.Index{Manifests: slices.Repeat([]ocispec.Descriptor{statement}, 10)}), "app:2")
+	values := single("app:1", "linux/amd64")
+	values.named(values.blob(ocispec.MediaTypeImageIndex, ocispec.Index{Manifests: make([]ocispec.Descriptor, 20_000)}), "app:2")
+	unneeded := single("app:1", "linux/amd64")
+	unneeded.blob(ocispec.MediaTypeImageIndex, ocispec.Index{Manifests: make([]ocispec.Descriptor, 20_000)})
+	for _, c := range []struct {
+		name    string
+		entries []entry
+		want    error
+	}{
+		{"an index in many", indexes.entries(), ErrTooMuch},
+		{"an attestation of many", attestations.entries(), ErrTooMuch},
+		{"an index of too many values", values.entries(), ErrTooMuch},
+		{"one that nobody needs", unneeded.entries(), nil},
+		{"docker save's list of too many values", append(dockerSave("linux/amd64", "app:1"), file("manifest.json", make([]dockerImage, 60_000))), ErrTooMuch},
+	} {
+		if _, err := Inspect(t.Context(), bytes.NewReader(pack(c.entries...))); !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", c.name, err, c.want)
+		}
+	}
+}
+
+// The context ends the look at what was read, too.
+func TestContextEndsTheLook(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	why := errors.New("enough")
+	l := single("app:1", "linux/amd64")
+	in := io.MultiReader(bytes.NewReader(pack(l.entries()...)), atEnd(func() { cancel(why) }))
+	if _, err := Inspect(ctx, in); !errors.Is(err, why) {
+		t.Errorf("got %v, want %v", err, why)
+	}
+}
+
+// atEnd is called when a stream ends.
+type atEnd func()
+
+func (f atEnd) Read([]byte) (int, error) {
+	f()
+	return 0, io.EOF
+}
+
 type failing struct{ r io.Reader }
 
 var errDisk = errors.New("input/output error")

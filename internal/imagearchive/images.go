@@ -1,6 +1,7 @@
 package imagearchive
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -21,13 +22,13 @@ const (
 const maxDepth = 8
 
 // ociImages are those of an image layout (OCI image-spec, image-layout.md).
-func (s *scan) ociImages(index digest.Digest) ([]Image, error) {
+func (s *scan) ociImages(ctx context.Context, index digest.Digest) ([]Image, error) {
 	doc, err := s.document("index.json", index)
 	if err != nil {
 		return nil, err
 	}
 	var out []*Image
-	var order []digest.Digest
+	at := map[digest.Digest]int{} // in out
 	for _, m := range doc.Manifests {
 		if attests(m) {
 			continue
@@ -36,16 +37,16 @@ func (s *scan) ociImages(index digest.Digest) ([]Image, error) {
 		if err != nil {
 			return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 		}
-		i := slices.Index(order, m.Digest)
-		if i < 0 {
-			i = len(order)
+		i, again := at[m.Digest]
+		if !again {
+			i = len(out)
 			img := newImage()
 			img.Digest = m.Digest.String()
-			w := walk{scan: s, img: img, seen: map[digest.Digest]bool{}}
+			w := walk{scan: s, ctx: ctx, img: img, seen: map[digest.Digest]bool{}}
 			if err := w.descriptor(m, 0); err != nil {
 				return nil, err
 			}
-			out, order = append(out, img), append(order, m.Digest)
+			out, at[m.Digest] = append(out, img), i
 		}
 		if full != "" && !slices.Contains(out[i].Names, full) {
 			out[i].Names = append(out[i].Names, full)
@@ -88,9 +89,11 @@ func attests(d descriptor) bool {
 // document is the parsed blob that is called what in errors; nil if the archive lacks it.
 func (s *scan) document(what string, d digest.Digest) (*document, error) {
 	size, there := s.sizes[d]
-	switch doc := s.documents[d]; {
+	switch doc, known := s.documents[d]; {
 	case doc != nil:
 		return doc, nil
+	case known:
+		return nil, fmt.Errorf("%w: %s has over %d values", ErrTooMuch, what, maxValues)
 	case !there && s.beyond:
 		return nil, fmt.Errorf("%w: it has %d files", ErrTooMuch, s.entries)
 	case !there:
@@ -104,11 +107,23 @@ func (s *scan) document(what string, d digest.Digest) (*document, error) {
 // walk follows one image's parts.
 type walk struct {
 	*scan
+	ctx  context.Context
 	img  *Image
 	seen map[digest.Digest]bool
 }
 
+// step counts parts, of which the same ones may be named again and again.
+func (w walk) step(parts int) error {
+	if w.walked += parts; w.walked > maxWalked {
+		return fmt.Errorf("%w: its images name over %d parts", ErrTooMuch, maxWalked)
+	}
+	return context.Cause(w.ctx)
+}
+
 func (w walk) descriptor(d descriptor, depth int) error {
+	if err := w.step(1); err != nil {
+		return err
+	}
 	if w.seen[d.Digest] {
 		return nil
 	}
@@ -140,11 +155,11 @@ func (w walk) index(d descriptor, depth int) error {
 		return nil
 	}
 	for _, m := range doc.Manifests {
+		follow := w.descriptor
 		if attests(m) {
-			w.attested(m)
-			continue
+			follow = w.attested
 		}
-		if err := w.descriptor(m, depth+1); err != nil {
+		if err := follow(m, depth+1); err != nil {
 			return err
 		}
 	}
@@ -152,12 +167,15 @@ func (w walk) index(d descriptor, depth int) error {
 }
 
 // attested keeps the layers of an attestation with those that no node needs.
-func (w walk) attested(d descriptor) {
-	if doc := w.documents[d.Digest]; doc != nil {
-		for _, l := range doc.Layers {
-			w.img.layers[""] = append(w.img.layers[""], l.Digest)
-		}
+func (w walk) attested(d descriptor, _ int) error {
+	doc := w.documents[d.Digest]
+	if doc == nil {
+		return w.step(1)
 	}
+	for _, l := range doc.Layers {
+		w.img.layers[""] = append(w.img.layers[""], l.Digest)
+	}
+	return w.step(1 + len(doc.Layers))
 }
 
 func (w walk) lacks(platform string, parts ...string) {
@@ -185,6 +203,9 @@ func (w walk) manifest(d descriptor) error {
 			w.img.artifact = "an artifact of type " + orElse(doc.ArtifactType, t)
 		}
 		return nil
+	}
+	if err := w.step(len(doc.Layers)); err != nil {
+		return err
 	}
 	config := w.documents[doc.Config.Digest]
 	platform := platformOf(d.Platform, config)

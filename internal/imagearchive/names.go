@@ -3,7 +3,6 @@ package imagearchive
 import (
 	"archive/tar"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -41,11 +40,11 @@ func Names(ctx context.Context, r io.Reader) ([]string, error) {
 		if hdr.Typeflag != tar.TypeReg {
 			continue
 		}
-		from := json.NewDecoder(io.LimitReader(tr, maxKept))
+		from := io.LimitReader(tr, maxKept)
 		switch path.Clean(hdr.Name) {
 		case ocispec.ImageIndexFile:
 			var index document
-			if err := from.Decode(&index); err != nil {
+			if err := decodeFew(from, &index); err != nil {
 				return nil, fmt.Errorf("read %s in the archive: %w", ocispec.ImageIndexFile, err)
 			}
 			for _, m := range index.Manifests {
@@ -55,7 +54,7 @@ func Names(ctx context.Context, r io.Reader) ([]string, error) {
 			}
 		case dockerManifest:
 			var list []dockerImage
-			if err := from.Decode(&list); err != nil {
+			if err := decodeFew(from, &list); err != nil {
 				return nil, fmt.Errorf("read %s in the archive: %w", dockerManifest, err)
 			}
 			for _, img := range list {

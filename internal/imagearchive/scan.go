@@ -27,6 +27,12 @@ const (
 	maxDocument = 4 << 20
 	// maxKept bounds what is kept of all documents.
 	maxKept = 8 << 20
+	// maxValues bounds what one of them holds: a value of two bytes can take a hundred when
+	// it is read. Real ones have some hundred.
+	maxValues = 50_000
+	// maxWalked bounds the parts that all images together name, each as often as it is named.
+	// A node's whole store has some thousand.
+	maxWalked = 1 << 15
 	// maxFiles bounds the names that are kept. An image has a few dozen layers.
 	maxFiles = 1 << 16
 	// maxDamaged bounds the damaged files that are named.
@@ -44,12 +50,13 @@ type scan struct {
 	sizes     map[digest.Digest]sizes
 	symlinks  map[string]string // name as it stands to target, as the importer has them
 	hardlinks map[string]bool
-	documents map[digest.Digest]*document
+	documents map[digest.Digest]*document // nil of one that is too large
 	layout    *ocispec.ImageLayout
 	docker    []dockerImage
 	hasDocker bool
 
 	kept    int  // bytes of documents
+	walked  int  // parts that images name
 	beyond  bool // not everything was kept
 	damaged []string
 
@@ -195,10 +202,10 @@ func (s *scan) entry(tr *tar.Reader, hdr *tar.Header) error {
 // decode reads JSON as the importer does, which takes no notice of what follows it.
 func (s *scan) decode(name string, r io.Reader, into any) error {
 	limit := &io.LimitedReader{R: r, N: maxKept}
-	err := json.NewDecoder(limit).Decode(into)
+	err := decodeFew(limit, into)
 	switch {
-	case err == nil:
-		return nil
+	case err == nil, errors.Is(err, ErrTooMuch):
+		return err
 	case limit.N == 0:
 		return fmt.Errorf("%w: %s is over %d MiB", ErrTooMuch, name, maxKept>>20)
 	}
@@ -212,6 +219,26 @@ func (s *scan) decode(name string, r io.Reader, into any) error {
 	}
 	s.damage("%s is not what an archive of images has there: %v", name, err)
 	return nil
+}
+
+// decodeFew decodes JSON of no more than maxValues.
+func decodeFew(r io.Reader, into any) error {
+	return json.NewDecoder(&fewValues{r: r, left: maxValues}).Decode(into)
+}
+
+// fewValues ends JSON that has too many values: no fewer than commas, and those in texts
+// do not matter.
+type fewValues struct {
+	r    io.Reader
+	left int
+}
+
+func (f *fewValues) Read(p []byte) (int, error) {
+	n, err := f.r.Read(p)
+	if f.left -= bytes.Count(p[:n], []byte{','}); f.left < 0 {
+		return 0, fmt.Errorf("%w: a list has over %d values", ErrTooMuch, maxValues)
+	}
+	return n, err
 }
 
 func (s *scan) damage(format string, args ...any) {
@@ -279,7 +306,11 @@ func (s *scan) file(name string, size int64, r io.Reader) error {
 
 // keep remembers a document.
 func (s *scan) keep(d digest.Digest) {
-	if s.documents[d] != nil {
+	if _, again := s.documents[d]; again {
+		return
+	}
+	if bytes.Count(s.doc.Bytes(), []byte{','}) > maxValues {
+		s.documents[d] = nil // it may be no part of any image
 		return
 	}
 	var doc document
@@ -407,14 +438,14 @@ func (s *scan) hint(name string) {
 	}
 }
 
-// images says what the parts are together.
-func (s *scan) images() ([]Image, error) {
+// images says what the parts are together. The context is that of looking at all of them.
+func (s *scan) images(ctx context.Context) ([]Image, error) {
 	index, hasIndex := s.files[ocispec.ImageIndexFile]
 	switch {
 	case s.layout != nil && s.layout.Version != ocispec.ImageLayoutVersion:
 		return nil, fmt.Errorf("%w that containerd knows: its image layout has version %q, not %s", ErrNoArchive, s.layout.Version, ocispec.ImageLayoutVersion)
 	case s.layout != nil && hasIndex:
-		return s.ociImages(index)
+		return s.ociImages(ctx, index)
 	case s.beyond && (s.layout != nil || s.hasDocker):
 		return nil, fmt.Errorf("%w: it has %d files", ErrTooMuch, s.entries)
 	case s.layout != nil:

@@ -26,7 +26,8 @@ func TestRestartDiscipline(t *testing.T) {
 	// Another runc, other CNI plugins, another mirror and one more image.
 	const releases = "/root/node/releases"
 	m.must("mkdir " + releases + " && cp " + vm.ReleasesDir + "/runc-1.1.5-amd64/runc.amd64 " + releases + " && printf 'another build' >>" + releases + "/runc.amd64")
-	m.must("cp " + vm.StickDir + "/images/busybox.tar /root/node/more.tar")
+	// The same images in other bytes: an archive that was imported is known by its digest.
+	m.must("gzip -c " + vm.StickDir + "/images/busybox.tar >/root/node/more.tar")
 	other := n
 	other.cni = "1.1.1"
 	more := mirror + fmt.Sprintf(`runc: {version: 1.1.5, sha256: {amd64: %s}}

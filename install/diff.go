@@ -361,7 +361,9 @@ func (d *differ) file(f *desired.File) error {
 		return nil
 	}
 	foreign, why := "", ""
-	if own == nil || own.Kind != KindFile {
+	if own == nil && f.Path == FirstBootPath && fi.Mode().IsRegular() {
+		why = "is of a first boot that was cut off at its end" // after the receipt, before this went
+	} else if own == nil || own.Kind != KindFile {
 		foreign = "exists and was not written by nodeprep"
 		if !fi.Mode().IsRegular() {
 			foreign = "is " + typeName(fi.Mode()) + " that nodeprep did not make"
@@ -686,6 +688,9 @@ func (d *differ) removals() error {
 		}
 		if it == nil {
 			continue
+		}
+		if own.Path == FirstBootPath && it.Action == Remove && d.plan.verb == VerbApply {
+			it.Reason = "is not needed any more: this run does what the first boot has not"
 		}
 		d.add(*it)
 		if it.Action == Remove {

@@ -78,13 +78,14 @@ func (d *differ) discipline(ctx context.Context) error {
 	return nil
 }
 
-// refuseOrWarn adds a refusal, or what it says as a warning where it was allowed.
+// refuseOrWarn adds a refusal for the sake of what runs here, or what it says as a warning
+// where it was allowed.
 func (d *differ) refuseOrWarn(allowed bool, it Item) {
 	if allowed {
 		d.plan.Warnings.Warnf(it.Origin, "", "%s: %s", it.Path, it.Reason)
 		return
 	}
-	it.Action = Refuse
+	it.Action, it.Drain = Refuse, true
 	d.add(it)
 }
 

@@ -327,6 +327,12 @@ SystemdCgroup = `
 			}
 			plan := n.diff()
 			says(t, refusals(plan), c.refused...)
+			// Who carries nodeprep about can drain the node then.
+			for _, it := range plan.Items {
+				if (it.Action == Refuse) != it.Drain {
+					t.Errorf("%s %s: %s: drain %v", it.Action, it.Path, it.Reason, it.Drain)
+				}
+			}
 			var warned []string
 			for _, w := range plan.Warnings {
 				warned = append(warned, w.Message)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -12,7 +13,12 @@ import (
 
 	"github.com/nodeprep/nodeprep/internal/desired"
 	"github.com/nodeprep/nodeprep/internal/host"
+	"github.com/nodeprep/nodeprep/systemd"
 )
+
+// FirstBootPath is the marker of a root that was made while it did not run: something is
+// to be done when it does, for the first time.
+const FirstBootPath = systemd.FirstBootMarker
 
 // FirstBootOptions are what a first boot needs.
 type FirstBootOptions struct {
@@ -27,22 +33,24 @@ type FirstBootOptions struct {
 
 // FirstBooted is what a first boot did.
 type FirstBooted struct {
+	// Waited says that there was something to do.
+	Waited bool            `json:"waited"`
 	Images []ImportedImage `json:"images,omitempty"`
+	// Modules were loaded and Settings, as KEY=VALUE, set: systemd had not.
+	Modules  []string `json:"modules,omitempty"`
+	Settings []string `json:"settings,omitempty"`
 	// Left says what stays that need not.
 	Left []string `json:"left,omitempty"`
 }
 
-// FirstBoot gives the running containerd the image archives that wait since the root was
-// made, notes each in the receipt as it is imported, and removes it. One that fails does
-// not keep the others: all faults come at once, and what failed waits for the next boot.
-// It may be interrupted anywhere, and done again. On a host where nothing waits it does
-// nothing. A run that was interrupted must be recovered before.
+// FirstBoot finishes what could not be done while the root did not run: it sees to it that
+// the kernel has the modules and settings of the root's files, gives the running containerd
+// the image archives that wait, and notes each in the receipt as it is imported. What fails
+// does not keep the rest: all faults come at once. The marker stays until EndFirstBoot:
+// until then every boot does this again. It may be interrupted anywhere. On a host where
+// nothing waits it does nothing. A run that was interrupted must be recovered before.
 func FirstBoot(ctx context.Context, h *host.Host, opt FirstBootOptions) (*FirstBooted, error) {
-	unlock, err := func() (func(), error) {
-		ctx, cancel := context.WithTimeout(ctx, lockTimeout)
-		defer cancel()
-		return lockAtBoot(ctx, h.Root)
-	}()
+	unlock, err := lockForBoot(ctx, h.Root)
 	if err != nil {
 		return nil, err
 	}
@@ -50,7 +58,7 @@ func FirstBoot(ctx context.Context, h *host.Host, opt FirstBootOptions) (*FirstB
 	if j, err := Pending(h.Root); err != nil {
 		return nil, err
 	} else if j != nil {
-		return nil, fmt.Errorf("import images: the %s of %s was interrupted; nodeprep recover ends it", j.Verb, j.Time.UTC().Format("2006-01-02 15:04 MST"))
+		return nil, fmt.Errorf("finish the first boot: the %s of %s was interrupted; nodeprep recover ends it", j.Verb, j.Time.UTC().Format("2006-01-02 15:04 MST"))
 	}
 	rec, err := ReadReceipt(h.Root)
 	if err != nil {
@@ -59,20 +67,167 @@ func FirstBoot(ctx context.Context, h *host.Host, opt FirstBootOptions) (*FirstB
 	plan := &Plan{state: &desired.State{}, receipt: rec, live: h.Root.Live() || opt.live}
 	r := newRun(h, plan, ApplyOptions{DiffOptions: DiffOptions{Daemon: opt.Daemon}, Observer: opt.Observer, Version: opt.Version, writer: opt.writer})
 	if !r.runsImages() {
-		return nil, fmt.Errorf("import images: %s is not a running host", h.Root.Dir())
+		return nil, fmt.Errorf("finish the first boot: %s is not a running host", h.Root.Dir())
 	}
+	out := new(FirstBooted)
 	if rec == nil {
-		return &FirstBooted{}, nil
+		return out, nil
+	}
+	if out.Waited, err = FirstBootWaits(h.Root); err != nil || !out.Waited {
+		return out, err
 	}
 	if err := r.sweep(); err != nil {
-		return nil, err
+		return out, err
 	}
-	var faults []error
+	faults := []error{r.kernelInForce(ctx, rec, out)}
 	if slices.ContainsFunc(rec.Images, func(x Imported) bool { return x.Pending }) {
-		faults = r.importWaiting(ctx, rec)
+		faults = append(faults, r.importWaiting(ctx, rec)...)
 	}
 	faults = append(faults, r.clearWaiting(rec), r.syncDirs())
-	return &FirstBooted{Images: r.res.Images, Left: r.left}, errors.Join(faults...)
+	out.Images, out.Left = r.res.Images, r.left
+	return out, errors.Join(faults...)
+}
+
+// lockForBoot waits a minute for whoever works on the root: at boot nobody runs it again.
+func lockForBoot(ctx context.Context, root *host.Root) (unlock func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, lockTimeout)
+	defer cancel()
+	return lockAtBoot(ctx, root)
+}
+
+// EndFirstBoot ends the first boot of a root: the receipt has its marker no more, and then
+// it goes. While images wait it is an error.
+func EndFirstBoot(ctx context.Context, h *host.Host, opt FirstBootOptions) error {
+	unlock, err := lockForBoot(ctx, h.Root)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	rec, err := ReadReceipt(h.Root)
+	if err != nil {
+		return err
+	}
+	if rec != nil && slices.ContainsFunc(rec.Images, func(x Imported) bool { return x.Pending }) {
+		return errors.New("end the first boot: images wait to be imported")
+	}
+	r := newRun(h, &Plan{state: &desired.State{}, receipt: rec}, ApplyOptions{Version: opt.Version, writer: opt.writer})
+	real, err := r.root.Locate(FirstBootPath)
+	if err != nil {
+		return err
+	}
+	if rec.Find(FirstBootPath) != nil {
+		next := *rec
+		next.Owned = slices.DeleteFunc(slices.Clone(rec.Owned), func(o Owned) bool { return o.Path == FirstBootPath })
+		if err := r.replaceReceipt(&next); err != nil {
+			return err
+		}
+	}
+	r.dirty[filepath.Dir(real)] = true
+	return errors.Join(r.w.remove(real), r.syncDirs())
+}
+
+// FirstBootWaits reports whether a root is still to be finished at its first boot, or what
+// failed then at the next one.
+func FirstBootWaits(root *host.Root) (bool, error) {
+	for _, p := range []string{FirstBootPath, ImagesDir} {
+		real, err := root.Locate(p)
+		if err != nil {
+			return false, err
+		}
+		if fi, err := lstat(real); err != nil || fi != nil {
+			return err == nil, err
+		}
+	}
+	return false, nil
+}
+
+// kernelInForce holds the running kernel to the files of ours that systemd should have read
+// at boot. A module that was built for another kernel, or a setting that came before its
+// module, is told by nobody else.
+func (r *run) kernelInForce(ctx context.Context, rec *Receipt, out *FirstBooted) error {
+	st := r.plan.state
+	st.Sysctl = map[string]string{}
+	var faults []error
+	for i := range rec.Owned {
+		p := rec.Owned[i].Path
+		if !forKernel(p) || rec.Owned[i].Kind != KindFile {
+			continue
+		}
+		content, err := r.root.ReadFile(p)
+		if err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		modules, settings := kernelLines(p, string(content))
+		st.Modules = append(st.Modules, modules...)
+		maps.Copy(st.Sysctl, settings)
+	}
+	lacking := func() ([]Item, error) {
+		d := &differ{root: r.root, state: st, receipt: rec, plan: &Plan{}}
+		err := d.kernel()
+		return slices.DeleteFunc(d.plan.Items, func(it Item) bool { return it.Action == Keep }), err
+	}
+	tried := map[string]bool{}
+	for _, kind := range []Kind{KindModule, KindSysctl} { // modules bring settings
+		items, err := lacking()
+		if err != nil {
+			return errors.Join(append(faults, err)...)
+		}
+		r.plan.Items = append(r.plan.Items, items...)
+		for _, it := range items {
+			switch {
+			case it.Kind != kind:
+				continue
+			case ctx.Err() != nil:
+				return errors.Join(append(faults, context.Cause(ctx))...)
+			case kind == KindModule:
+				err = r.load(ctx, it.Path)
+				out.Modules = append(out.Modules, it.Path)
+			default:
+				err = r.set(it.Path, it.NewVersion)
+				out.Settings = append(out.Settings, it.Path+"="+it.NewVersion)
+			}
+			tried[it.Path] = err != nil
+			faults = append(faults, err)
+		}
+	}
+	// That it worked is not that it holds. An alias is known by now.
+	if len(r.aliases) > 0 {
+		next := *rec
+		next.Modules = r.modules()
+		if err := r.replaceReceipt(&next); err != nil {
+			return errors.Join(append(faults, err)...)
+		}
+		*rec = next
+	}
+	items, err := lacking()
+	if err != nil {
+		return errors.Join(append(faults, err)...)
+	}
+	for _, it := range items {
+		if !tried[it.Path] {
+			faults = append(faults, fmt.Errorf("%s %s: it %s", it.Kind, it.Path, strings.Replace(it.Reason, "is not there yet", "is not there", 1)))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// replaceReceipt writes a receipt that says something else of the same generation, durably.
+func (r *run) replaceReceipt(next *Receipt) error {
+	// A plan that was made before knows by the ID that it is not of this host any more.
+	var err error
+	if r.id, err = randomHex(8); err != nil {
+		return err
+	}
+	next.ID = r.id
+	if err := r.writeReceipt(next); err != nil {
+		return err
+	}
+	state, err := r.root.Resolve(StateDir)
+	if err != nil {
+		return err
+	}
+	return r.w.sync(state)
 }
 
 // importWaiting imports all that waits.
@@ -136,28 +291,16 @@ func (r *run) importWaited(ctx context.Context, rec *Receipt, i int) error {
 
 // noteImported replaces a receipt by one in which an archive waits no more, and removes that.
 func (r *run) noteImported(rec *Receipt, next Receipt, p, real string) error {
-	// A plan that was made before knows by the ID that it is not of this host any more.
-	var err error
-	if r.id, err = randomHex(8); err != nil {
-		return err
-	}
 	owned := map[string]Owned{}
 	for _, own := range next.Owned {
 		owned[own.Path] = own
 	}
 	withoutWaited(owned, []string{p})
-	next.ID, next.Owned = r.id, nil
+	next.Owned = nil
 	for _, at := range sortedKeys(owned) {
 		next.Owned = append(next.Owned, owned[at])
 	}
-	if err := r.writeReceipt(&next); err != nil {
-		return err
-	}
-	state, err := r.root.Resolve(StateDir)
-	if err != nil {
-		return err
-	}
-	if err := r.w.sync(state); err != nil {
+	if err := r.replaceReceipt(&next); err != nil {
 		return err
 	}
 	*rec = next

@@ -881,11 +881,12 @@ func (r *run) imagesBack(now, then *Receipt) ([]Imported, error) {
 	return out, nil
 }
 
-// firstBoot adds to a state the unit that imports what waits on a root that is not running.
-// On a host that has it, it stays: its condition does not hold once nothing waits.
+// firstBoot adds to a state the marker of a root that is not running, and the unit that
+// finishes it when it does. On a host that has the unit it stays: its conditions do not hold
+// once all is done. The marker goes with an apply there, which does the same and more.
 func (d *differ) firstBoot() {
 	waits := !d.runsImages() && len(d.state.Images) > 0
-	if !waits && d.receipt.Find(systemd.FirstBootUnitPath) == nil {
+	if d.plan.live && !waits && d.receipt.Find(systemd.FirstBootUnitPath) == nil {
 		return
 	}
 	if d.stateFile(systemd.Program) == nil && d.receipt.Find(systemd.Program) == nil {
@@ -897,6 +898,9 @@ func (d *differ) firstBoot() {
 	}
 	st := *d.state
 	st.Files = append(slices.Clone(st.Files), systemd.FirstBootUnit(diag.Origin{}))
+	if !d.plan.live {
+		st.Files = append(st.Files, systemd.FirstBootMarkerFile(diag.Origin{}))
+	}
 	st.Units = append(slices.Clone(st.Units), desired.Unit{Name: systemd.FirstBootUnitName, Enabled: true})
 	d.state, d.plan.state = &st, &st
 }

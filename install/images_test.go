@@ -720,6 +720,9 @@ func TestImagesWait(t *testing.T) {
 	if len(res.Images) != 2 || !res.Images[0].Pending || res.Images[0].Name != pauseName || !res.Images[0].Pinned {
 		t.Errorf("the result has %+v", res.Images)
 	}
+	if own := n.receipt().Find(FirstBootPath); own == nil || own.Mode != 0o600 {
+		t.Errorf("the marker is owned as %+v", own)
+	}
 	n.wantActions("again")
 	n.clean()
 	n.noDebris()
@@ -791,7 +794,28 @@ func (n *node) boot() {
 }
 
 func (n *node) firstBoot() (*FirstBooted, error) {
-	return FirstBoot(n.t.Context(), n.h, FirstBootOptions{Daemon: n.daemon, Version: "0.1.0", live: true, writer: n.opt.writer})
+	opt := FirstBootOptions{Daemon: n.daemon, Version: "0.1.0", live: true, writer: n.opt.writer}
+	got, err := FirstBoot(n.t.Context(), n.h, opt)
+	if err == nil && got.Waited {
+		err = EndFirstBoot(n.t.Context(), n.h, opt)
+	}
+	return got, err
+}
+
+// nothingWaits fails the test where a first boot has left something to do.
+func (n *node) nothingWaits(what string) {
+	n.t.Helper()
+	if waits, err := FirstBootWaits(n.h.Root); err != nil || waits {
+		n.t.Errorf("%s: the next boot has something to do: %v (%v)", what, waits, err)
+	}
+	for _, p := range []string{ImagesDir, FirstBootPath} {
+		if _, err := n.h.Root.Lstat(p); !isAbsent(err) {
+			n.t.Errorf("%s: %s is there (%v)", what, p, err)
+		}
+		if n.receipt().Find(p) != nil {
+			n.t.Errorf("%s: the receipt has %s", what, p)
+		}
+	}
 }
 
 func TestFirstBoot(t *testing.T) {
@@ -804,9 +828,7 @@ func TestFirstBoot(t *testing.T) {
 		t.Fatalf("first boot: %+v, %v", got, err)
 	}
 	n.wantImages("first boot", webName, pauseName+" pinned")
-	if _, err := n.h.Root.Lstat(ImagesDir); !isAbsent(err) {
-		t.Errorf("%s: %v", ImagesDir, err)
-	}
+	n.nothingWaits("first boot")
 	rec := n.receipt()
 	if rec.ID == id || rec.Generation != 1 || slices.ContainsFunc(rec.Images, func(x Imported) bool { return x.Pending }) {
 		t.Errorf("the receipt has ID %s, generation %d, %+v", rec.ID, rec.Generation, rec.Images)
@@ -884,9 +906,7 @@ func TestFirstBootWithoutReceipt(t *testing.T) {
 				t.Errorf("the next boot: %v", err)
 			}
 			n.wantImages("the next boot", webName, pauseName+" pinned")
-			if _, err := n.h.Root.Lstat(ImagesDir); !isAbsent(err) {
-				t.Errorf("%s is there (%v)", ImagesDir, err)
-			}
+			n.nothingWaits("at the end")
 			n.wantActions("afterwards")
 			n.clean()
 			n.noDebris()
@@ -921,9 +941,7 @@ func TestRollbackAfterAFirstBoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.wantImages("the next boot", webName, pauseName+" pinned")
-	if _, err := n.h.Root.Lstat(ImagesDir); !isAbsent(err) {
-		t.Errorf("%s is there (%v)", ImagesDir, err)
-	}
+	n.nothingWaits("at the end")
 	n.clean()
 	n.noDebris()
 }
@@ -944,9 +962,7 @@ func TestFirstBootIsKilled(t *testing.T) {
 		}
 		what := fmt.Sprintf("killed before call %d", point+1)
 		n.wantImages(what, webName, pauseName+" pinned")
-		if _, err := n.h.Root.Lstat(ImagesDir); !isAbsent(err) {
-			t.Errorf("%s: %s is there (%v)", what, ImagesDir, err)
-		}
+		n.nothingWaits(what)
 		n.wantActions(what)
 		n.clean()
 		n.noDebris()
@@ -970,12 +986,10 @@ func TestFirstBootByApply(t *testing.T) {
 	if err := os.Remove(web); err != nil {
 		t.Fatal(err)
 	}
-	n.wantActions("an apply before it", "import image images/pause.tar", "import image "+web)
+	n.wantActions("an apply before it", "remove file "+FirstBootPath, "import image images/pause.tar", "import image "+web)
 	n.apply()
 	n.wantImages("apply", webName, pauseName+" pinned")
-	if _, err := n.h.Root.Lstat(ImagesDir); !isAbsent(err) {
-		t.Errorf("%s is there (%v)", ImagesDir, err)
-	}
+	n.nothingWaits("at the end")
 	n.wantActions("afterwards")
 	n.clean()
 	n.noDebris()
@@ -1009,9 +1023,7 @@ func TestFirstBootByApplyIsKilled(t *testing.T) {
 			n.apply()
 		}
 		n.wantImages(what, webName, pauseName+" pinned")
-		if _, err := n.h.Root.Lstat(ImagesDir); !isAbsent(err) {
-			t.Errorf("%s: %s is there (%v)", what, ImagesDir, err)
-		}
+		n.nothingWaits(what)
 		n.wantActions(what)
 		n.clean()
 		n.noDebris()

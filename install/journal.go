@@ -459,53 +459,15 @@ func (r *run) writeJournal() error {
 		return err
 	}
 	if fi != nil {
+		if !r.began && r.j.Made == nil {
+			r.j.Made = r.madeForResult(state)
+		}
 		return r.replaceOwn("journal.json", &r.j)
 	}
-	var lacking []string // outermost first
-	for dir := state; ; dir = filepath.Dir(dir) {
-		fi, err := lstat(dir)
-		if err != nil {
-			return err
-		}
-		if fi != nil {
-			break
-		}
-		lacking = slices.Insert(lacking, 0, dir)
-	}
-	for _, dir := range lacking {
-		r.j.Made = append(r.j.Made, r.shown(dir))
-	}
-	top := lacking[0]
-	temp := r.ownTemp(top)
-	at := temp
-	for i, dir := range lacking {
-		if i > 0 {
-			at = filepath.Join(at, filepath.Base(dir))
-		}
-		mode := fs.FileMode(0o755)
-		if dir == state {
-			mode = 0o700
-		}
-		if err := r.w.mkdir(at, mode); err != nil {
-			return errors.Join(err, r.w.removeTree(temp))
-		}
-	}
-	err = r.writeJSON(filepath.Join(at, "journal.json"), &r.j)
-	for dir := at; err == nil; dir = filepath.Dir(dir) {
-		err = r.w.sync(dir)
-		if dir == temp {
-			break
-		}
-	}
-	if err == nil {
-		err = r.w.rename(temp, top)
-	}
-	if err != nil {
-		return errors.Join(err, r.w.removeTree(temp))
-	}
-	r.began = true
-	delete(r.dirty, at)
-	return r.w.sync(filepath.Dir(top))
+	return r.makeState("journal.json", func(made []string) any {
+		r.j.Made = made
+		return &r.j
+	})
 }
 
 // enter makes the journal durable at another stage. Where there is no room for it, the
@@ -667,7 +629,7 @@ func (r *run) sweep() error {
 	if err != nil {
 		return err
 	}
-	places := []string{filepath.Join(state, "journal.json"), filepath.Join(state, "receipt.json")}
+	places := []string{filepath.Join(state, "journal.json"), filepath.Join(state, "receipt.json"), filepath.Join(state, "result.json")}
 	for p := state; p != r.root.Dir() && p != "/"; p = filepath.Dir(p) {
 		places = append(places, p)
 	}

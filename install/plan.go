@@ -63,6 +63,8 @@ type Item struct {
 	// would.
 	Adoptable bool   `json:"adoptable,omitempty"`
 	Hint      string `json:"hint,omitempty"`
+	// Drain tells of a refused item that it is allowed once no container runs here.
+	Drain bool `json:"drain,omitempty"`
 
 	file     *desired.File
 	dir      *desired.Dir

@@ -214,6 +214,9 @@ func (d *differ) back(c *Change) error {
 		slices.ContainsFunc(d.receipt.Images, func(x Imported) bool { return !x.Pending && waitingPath(x.SHA256) == c.Path }) {
 		return nil
 	}
+	if c.Path == FirstBootPath && d.plan.live {
+		return nil // nor does the first boot come again
+	}
 	real, fi, err := d.look(c.Path)
 	if err != nil {
 		return err
@@ -493,7 +496,7 @@ func (r *run) receiptBack() (*Receipt, error) {
 		if err != nil {
 			return nil, err
 		}
-		if own.Kind == KindDir || path.Dir(own.Path) == ImagesDir {
+		if own.Kind == KindDir || path.Dir(own.Path) == ImagesDir || own.Path == FirstBootPath {
 			if fi != nil {
 				rec.Owned = append(rec.Owned, own)
 			}

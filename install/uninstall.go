@@ -459,10 +459,10 @@ func (r *run) strangers(state string) ([]string, error) {
 	for _, e := range entries {
 		name := e.Name()
 		switch name {
-		case "journal.json", "receipt.json", "result.json", "generations", "original", "cache", path.Base(ImagesDir):
+		case "journal.json", "receipt.json", "result.json", "generations", "original", "cache", path.Base(ImagesDir), path.Base(FirstBootPath):
 			continue
 		}
-		if !isStagingName(name, "journal.json") && !isStagingName(name, "receipt.json") {
+		if !isOwnTemp(name) {
 			out = append(out, filepath.Join(state, name))
 		}
 	}

@@ -24,6 +24,13 @@ type PortableOptions struct {
 	Read func(LocalFile) ([]byte, error)
 	// Pulled are images that are added to the profile's, by their references.
 	Pulled []string
+	// ByItself says that nothing but the profile and its small files is carried: sources
+	// stay, and they and image archives are on the other machine already, where an absolute
+	// path says; a relative one is a fault.
+	ByItself bool
+	// Bundled makes an overlay for a bundle's profile, without sources and images, which are
+	// the bundle's.
+	Bundled bool
 }
 
 // Portable is a profile with the files that it names, fit to be carried away.
@@ -47,14 +54,21 @@ type PortableFile struct {
 }
 
 // Portable is the profile with all layers merged, whose files have names relative to it,
-// and without extends and sources, which are of the machine that it leaves. References to
+// and, unless the options say otherwise, without extends and sources, which are of the
+// machine that it leaves. References to
 // secrets stay, if they mean the same elsewhere. What is secret and would go along is a
 // fault, unless it is asked for, and so is a file that cannot be read; all at once, sorted.
 func (p *Profile) Portable(opt PortableOptions) (*Portable, diag.List) {
 	c := &carrier{opt: opt, origins: Spec{origins: p.origins}, portable: &Portable{}, names: map[string]PortableFile{}}
 	f := flattener{known: shapes{}, carry: c}
 	bare := *p
-	bare.Extends, bare.Sources = "", nil
+	bare.Extends = ""
+	if !opt.ByItself {
+		bare.Sources = nil
+	}
+	if opt.Bundled {
+		bare.Extends, bare.Images = BundleName, nil
+	}
 	flat, _ := f.value(reflect.ValueOf(bare), "", nil).(map[string]any)
 	flat["apiVersion"], flat["kind"] = APIVersion, Kind
 	for _, ref := range opt.Pulled {
@@ -162,6 +176,11 @@ func (c *carrier) file(f LocalFile, at string) string {
 	switch {
 	case f.Path == "":
 		return ""
+	case c.opt.ByItself && (strings.HasPrefix(at, "images[") || strings.HasPrefix(at, "sources[")):
+		if !path.IsAbs(f.Given) {
+			c.list.Errorf(f.Origin, "put it into a bundle, or give the absolute path that it has on the node", "this is not carried along: %s", quote(f.Given))
+		}
+		return f.Given
 	case strings.HasPrefix(at, "images["):
 		return c.name(PortableFile{From: f, Image: true}, "images", path.Base(f.Path))
 	}

@@ -284,3 +284,65 @@ func TestPortableUnreadable(t *testing.T) {
 		t.Errorf("got %v", list)
 	}
 }
+
+// A profile that goes by itself keeps what is on the other machine already, and says what is
+// not; one for a bundle leaves to that what is in it.
+func TestPortableByItself(t *testing.T) {
+	load := func(text string) *profiles.Profile {
+		t.Helper()
+		p, list := profiles.Loader{Dir: "/home", Read: func(string) ([]byte, error) { return []byte(text), nil }}.Load("node.yaml")
+		if list.HasErrors() {
+			t.Fatal(list)
+		}
+		return p
+	}
+	read := func(profiles.LocalFile) ([]byte, error) { return []byte("CERTIFICATE"), nil }
+	const head = "apiVersion: nodeprep/v1alpha1\nkind: NodeProfile\n"
+	const rest = `registries: {r.example.com: {ca: ca.pem}}
+images: [{file: /srv/pause.tar}]
+sources: [{dir: /srv/releases}, {url: "https://m.example.com/{file}"}]
+`
+	for name, tt := range map[string]struct {
+		opt  profiles.PortableOptions
+		want string
+	}{
+		"by itself": {profiles.PortableOptions{Read: read, ByItself: true}, `apiVersion: nodeprep/v1alpha1
+images:
+  - file: /srv/pause.tar
+kind: NodeProfile
+registries:
+  r.example.com:
+    ca:
+      - files/ca.pem
+sources:
+  - dir: /srv/releases
+  - url: "https://m.example.com/{file}"
+`},
+		"for a bundle": {profiles.PortableOptions{Read: read, Bundled: true}, `apiVersion: nodeprep/v1alpha1
+extends: bundle
+kind: NodeProfile
+registries:
+  r.example.com:
+    ca:
+      - files/ca.pem
+`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			portable, list := load(head + rest).Portable(tt.opt)
+			if list.HasErrors() {
+				t.Fatal(list)
+			}
+			got, err := portable.YAML(nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, string(got)); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+	_, list := load(head + "images: [{file: pause.tar}]\nsources: [{dir: releases}]\n").Portable(profiles.PortableOptions{Read: read, ByItself: true})
+	if got := fmt.Sprint(list); strings.Count(got, "not carried along") != 2 || !strings.Contains(got, `"pause.tar"`) || !strings.Contains(got, `"releases"`) {
+		t.Error(got)
+	}
+}

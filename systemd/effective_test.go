@@ -180,7 +180,8 @@ func TestRecoverUnit(t *testing.T) {
 		}
 	}
 	// Nothing that could pull it in when containerd restarts, and no wait without end.
-	for _, key := range []string{"RequiredBy", "PartOf", "BindsTo", "Restart", "DefaultDependencies"} {
+	// Nor is it left out where containerd does not start.
+	for _, key := range []string{"RequiredBy", "Requires", "PartOf", "BindsTo", "Restart", "DefaultDependencies"} {
 		if v, ok := got[key]; ok {
 			t.Errorf("it has %s=%s", key, v)
 		}
@@ -230,14 +231,16 @@ func TestFirstBootUnit(t *testing.T) {
 	}
 	for key, want := range map[string]string{
 		"Type": "oneshot", "ExecStart": "/usr/local/bin/nodeprep firstboot", "WantedBy": "multi-user.target", "RemainAfterExit": "no",
-		"ConditionDirectoryNotEmpty": "/var/lib/nodeprep/images", "Before": "kubelet.service", "After": "containerd.service", "Requires": "containerd.service",
+		"ConditionPathExists": "|/var/lib/nodeprep/firstboot", "ConditionDirectoryNotEmpty": "|/var/lib/nodeprep/images",
+		"Before": "kubelet.service", "After": "nodeprep-recover.service containerd.service", "Wants": "containerd.service",
 	} {
 		if diff := cmp.Diff(want, got[key]); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", key, diff)
 		}
 	}
 	// A restart of containerd does not run it again, and no boot waits without end.
-	for _, key := range []string{"RequiredBy", "PartOf", "BindsTo", "Restart", "DefaultDependencies"} {
+	// Nor is it left out where containerd does not start.
+	for _, key := range []string{"RequiredBy", "Requires", "PartOf", "BindsTo", "Restart", "DefaultDependencies"} {
 		if v, ok := got[key]; ok {
 			t.Errorf("it has %s=%s", key, v)
 		}

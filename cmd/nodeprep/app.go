@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -69,6 +70,8 @@ type app struct {
 	// bundle is --bundle, source what it opened.
 	bundle     string
 	registryCA string
+	// bundleFile is what bundle names, where that was opened already.
+	bundleFile *os.File
 	source     source
 
 	// result is what the verb found; printed once, at the end, for -o json and yaml.
@@ -153,7 +156,7 @@ containerd, runc and the CNI plugins, starts the daemon and proves that it works
 	})
 	complete(root, "color", cobra.FixedCompletions([]cobra.Completion{"auto", "always", "never"}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(a.initCommand(), a.validateCommand(), a.renderCommand(), a.planCommand(), a.applyCommand(),
-		a.checkCommand(), a.statusCommand(), a.rollbackCommand(), a.recoverCommand(), a.firstBootCommand(), a.uninstallCommand(), a.lockCommand(), a.bundleCommand(), a.explainCommand(), a.versionCommand(), a.schemaCommand())
+		a.checkCommand(), a.statusCommand(), a.rollbackCommand(), a.recoverCommand(), a.firstBootCommand(), a.uninstallCommand(), a.lockCommand(), a.bundleCommand(), a.cloudInitCommand(), a.explainCommand(), a.versionCommand(), a.schemaCommand())
 	return root
 }
 

@@ -77,7 +77,7 @@ func (a *app) useBundle(ctx context.Context, arch string) error {
 		}
 		a.source.spool = a.tempDir()
 	}
-	b, err := bundle.Open(ctx, a.bundle, bundle.OpenOptions{Registry: registry, Stdin: a.in, TempDir: a.tempDir()})
+	b, err := bundle.Open(ctx, a.bundle, bundle.OpenOptions{Registry: registry, Stdin: a.in, TempDir: a.tempDir(), File: a.bundleFile})
 	if err != nil {
 		return broken(err)
 	}

@@ -25,7 +25,7 @@ func TestDocumentedCommands(t *testing.T) {
 	total := 0
 	dir := t.TempDir()
 	var files []string
-	for _, doc := range append(docs, "../../README.md", "../../CONTRIBUTING.md", "../../examples/README.md") {
+	for _, doc := range append(docs, "../../README.md", "../../CONTRIBUTING.md", "../../examples/README.md", "../../examples/golden/README.md", "../../examples/ansible/README.md") {
 		commands := shellCommands(t, doc)
 		total += len(commands)
 		if len(commands) == 0 {
@@ -53,7 +53,8 @@ func TestDocumentedCommands(t *testing.T) {
 			script.WriteString(bundleFiles)
 			script.Write(ca)
 		}
-		name := filepath.Join(dir, strings.TrimSuffix(filepath.Base(doc), ".md")+".txtar")
+		// Several are a README.
+		name := filepath.Join(dir, strings.NewReplacer("../", "", "/", "-", ".md", ".txtar").Replace(doc))
 		if err := os.WriteFile(name, []byte(script.String()), 0o644); err != nil {
 			t.Fatal(err)
 		}

@@ -12,6 +12,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -158,6 +160,35 @@ func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
 			if got != args[1] {
 				ts.Fatalf("%s points to %s, want %s", args[0], got, args[1])
 			}
+		},
+		// onnode ARGS... runs nodeprep with the --digest that is in the file digest, and with what
+		// is in FILE for @FILE.
+		"onnode": func(ts *testscript.TestScript, neg bool, args []string) {
+			args = append(slices.Clone(args), "--digest", "@digest")
+			for i, arg := range args {
+				if name, ok := strings.CutPrefix(arg, "@"); ok {
+					args[i] = ts.ReadFile(name)
+				}
+			}
+			if err := ts.Exec("nodeprep", args...); (err != nil) != neg {
+				ts.Fatalf("it ended with %v", err)
+			}
+		},
+		// web DIR serves a folder at $WEB; the file stalls there never comes.
+		"web": func(ts *testscript.TestScript, _ bool, args []string) {
+			files := http.FileServer(http.Dir(ts.MkAbs(args[0])))
+			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/stalls" {
+					w.Header().Set("Content-Length", "1000000")
+					w.WriteHeader(http.StatusOK)
+					w.(http.Flusher).Flush()
+					<-r.Context().Done()
+					return
+				}
+				files.ServeHTTP(w, r)
+			}))
+			ts.Defer(s.Close)
+			ts.Setenv("WEB", s.URL)
 		},
 		// lock ROOT holds the root until the script ends.
 		"lock": func(ts *testscript.TestScript, _ bool, args []string) {

@@ -25,8 +25,12 @@ type statusResult struct {
 	Artifacts   []install.Installed `json:"artifacts,omitempty"`
 	Unit        *unitStatus         `json:"unit,omitempty"`
 	// Pending is a run that has not ended.
-	Pending *pendingStatus    `json:"pending,omitempty"`
-	Drift   []install.Drifted `json:"drift"`
+	Pending *pendingStatus `json:"pending,omitempty"`
+	// Boot is what the last run that the machine started by itself came to.
+	Boot *install.BootResult `json:"boot,omitempty"`
+	// FirstBoot says that the root is still to be finished at its first boot, or the next one.
+	FirstBoot bool              `json:"firstBoot,omitempty"`
+	Drift     []install.Drifted `json:"drift"`
 }
 
 // pendingStatus is a run that has not ended: it goes on, or was interrupted.
@@ -93,10 +97,18 @@ func (a *app) status(ctx context.Context, deep bool) error {
 		}
 		r.Drift = append(r.Drift, install.Drifted{Path: install.JournalPath, What: "is there: " + interrupted(t.root, j)})
 	}
+	// What became of a boot is no drift: it is told, and read by whoever may.
+	if r.Boot, err = install.ReadResult(t.root); err != nil {
+		a.note("%v", err)
+	}
+	if r.FirstBoot, err = install.FirstBootWaits(t.root); err != nil {
+		return err
+	}
 	if receipt == nil {
 		a.result = r
 		if !a.structured {
 			fmt.Fprintf(a.out, "not provisioned: %s has no receipt of nodeprep\n", t.root.Dir())
+			a.printBoot(r.Boot)
 			a.printDrift(r.Drift)
 		}
 		return &codeError{exitDiffers}
@@ -204,6 +216,10 @@ func (a *app) printStatus(r statusResult) {
 	fmt.Fprintf(a.out, "generation %d, applied %s by nodeprep %s\n", r.Generation, r.Time.Local().Format(time.DateTime), r.Nodeprep)
 	fmt.Fprintf(a.out, "profile    %s\n", strings.Join(r.Profiles, ", "))
 	fmt.Fprintf(a.out, "releases   %s\n", versions(r.Artifacts))
+	a.printBoot(r.Boot)
+	if r.FirstBoot {
+		fmt.Fprintf(a.out, "first boot is not finished: %s does the rest at the next boot\n", systemd.FirstBootUnitName)
+	}
 	if u := r.Unit; u != nil {
 		line := u.Active + ", " + orNone(u.Enabled)
 		if u.PID > 0 {
@@ -219,6 +235,21 @@ func (a *app) printStatus(r statusResult) {
 		return
 	}
 	a.printDrift(r.Drift)
+}
+
+// printBoot says what the last run that the machine started by itself came to.
+func (a *app) printBoot(r *install.BootResult) {
+	if r == nil {
+		return
+	}
+	c, line := a.paint(a.out), fmt.Sprintf("%s at %s: %s after %.1f s", r.Verb, r.Began.Local().Format(time.DateTime), r.Outcome, r.Seconds)
+	if r.ExitCode != exitDone {
+		line = c.red(line + fmt.Sprintf(", exit code %d", r.ExitCode))
+	}
+	fmt.Fprintf(a.out, "at boot    %s\n", line)
+	if r.Error != "" {
+		fmt.Fprintf(a.out, "           %s\n", indented(r.Error, "           "))
+	}
 }
 
 func (a *app) printDrift(list []install.Drifted) {

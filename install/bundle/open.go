@@ -24,6 +24,9 @@ type OpenOptions struct {
 	Stdin io.Reader
 	// TempDir is where it is spooled to, into a file without a name; "" is /var/tmp.
 	TempDir string
+	// File is the bundle itself, where it is open already: the reference is then no more
+	// than its name. Open owns it.
+	File *os.File
 }
 
 // Standard is the reference of a bundle on standard input.
@@ -65,6 +68,8 @@ func attach(ctx context.Context, ref string, opt OpenOptions) (*Bundle, error) {
 	b := &Bundle{name: ref}
 	var err error
 	switch {
+	case opt.File != nil:
+		err = b.attachFile(opt.File)
 	case strings.HasPrefix(ref, RegistryScheme):
 		if opt.Registry.Network == nil {
 			opt.Registry.Network = opt.Network

@@ -6,12 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -225,88 +222,6 @@ func hostRun(t *testing.T, env []string, code int, name string, args ...string) 
 		t.Fatalf("%s %s: exit %d, want %d\n%s", name, strings.Join(args, " "), got, code, all.String())
 	}
 	return out.String()
-}
-
-// A disk is prepared elsewhere, where no containerd runs: its images wait in it, and are
-// imported at its first boot, before a kubelet would start.
-func TestFirstBoot(t *testing.T) {
-	lab := wanted(t, inAll)
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
-	t.Cleanup(cancel)
-	n := nodeOf("2.1.9")
-	b := bundleOf(t, n)
-	dir, err := lab.Scratch()
-	if err != nil {
-		t.Fatal(err)
-	}
-	disk := filepath.Join(dir, "disk.raw")
-	if err := copySparse(ctx, lab.BaseDisk(), disk); err != nil {
-		t.Fatal(err)
-	}
-	// A kubelet that says what it finds when it starts.
-	const script = `
-mount -o loop,nobarrier "$DISK" "$ROOT"
-cat >"$ROOT/etc/systemd/system/kubelet.service" <<'EOF'
-[Unit]
-After=containerd.service
-[Service]
-Type=oneshot
-ExecStart=/usr/local/bin/ctr -n k8s.io images ls
-StandardOutput=file:/root/kubelet.log
-[Install]
-WantedBy=multi-user.target
-EOF
-ln -s ../kubelet.service "$ROOT/etc/systemd/system/multi-user.target.wants/kubelet.service"
-"$NODEPREP" apply --root "$ROOT" --bundle "$BUNDLE"
-find "$ROOT/var/lib/nodeprep/images" -type f
-umount "$ROOT"
-`
-	root := filepath.Join(dir, "root")
-	if err := os.Mkdir(root, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	env := []string{"DISK=" + disk, "ROOT=" + root, "NODEPREP=" + lab.Nodeprep(), "BUNDLE=" + b.file}
-	said := hostRun(t, env, 0, "unshare", "--mount", "--propagation", "private", "bash", "-euo", "pipefail", "-c", script)
-	if waiting := regexp.MustCompile(`(?m)^`+regexp.QuoteMeta(root)+`/var/lib/nodeprep/images/[0-9a-f]{64}\.tar$`).FindAllString(said, -1); len(waiting) != 2 {
-		t.Errorf("%d images wait for the first boot, want 2:\n%s", len(waiting), said)
-	}
-
-	qm, err := lab.Boot(ctx, t.Name(), disk)
-	m := held(t, ctx, qm, err)
-	runs := func() {
-		t.Helper()
-		if state := strings.TrimSpace(m.run("systemctl is-system-running --wait").Stdout); state != "running" {
-			t.Fatalf("the machine is %s: %s", state, m.run("systemctl --failed --no-pager; journalctl -b --no-pager -p warning").Stdout)
-		}
-	}
-	runs()
-	const unit = "nodeprep-firstboot.service"
-	want := map[string]string{"Result": "success", "ExecMainStatus": "0", "ConditionResult": "yes"}
-	if diff := cmp.Diff(want, m.shows(unit, slices.Collect(maps.Keys(want))...)); diff != "" {
-		t.Errorf("%s (-want +got):\n%s\n%s", unit, diff, m.must("journalctl -b -u "+unit+" --no-pager"))
-	}
-	t.Logf("first boot said:\n%s", m.must("journalctl -b -u "+unit+" --no-pager -o cat"))
-	const pinned = "io.cri-containerd.pinned=pinned"
-	// What the kubelet found.
-	m.says(m.must("cat /root/kubelet.log"), supply.PauseImage, supply.BusyboxImage, pinned)
-	m.must("test ! -e /var/lib/nodeprep/images")
-	checkUnit(m)
-	checkImages(m, n)
-	checkPod(m, n)
-	m.exits(0, "nodeprep status")
-	settled(m)
-
-	if err := m.Reboot(ctx, m.cmdline()); err != nil {
-		t.Fatal(err)
-	}
-	runs()
-	want["ConditionResult"] = "no"
-	if diff := cmp.Diff(want, m.shows(unit, slices.Collect(maps.Keys(want))...)); diff != "" {
-		t.Errorf("%s at the second boot (-want +got):\n%s", unit, diff)
-	}
-	checkUnit(m)
-	checkImages(m, n)
-	m.exits(0, "nodeprep status")
 }
 
 // cmdline is the machine's own.

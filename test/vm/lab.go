@@ -168,7 +168,7 @@ func (l *Lab) makeStick(ctx context.Context, nodeprep string) (string, error) {
 func (l *Lab) config(accel, dir string) qemu.Config {
 	return qemu.Config{
 		Arch: l.guest.Arch, Accel: accel, CPUs: l.guest.CPUs, MemoryMiB: l.guest.MemoryMiB,
-		Kernel: l.base.Kernel, Initrd: l.base.Initrd,
+		Kernel: l.base.Kernel, Initrd: l.base.Initrd, SSH: l.guest.SSH,
 		Disk: filepath.Join(dir, "disk.qcow2"), Dir: dir,
 	}
 }

@@ -24,6 +24,8 @@ type Machine struct {
 	dir  string
 	// plugged are media of this machine alone: serials, and images of disks.
 	plugged map[string]string
+	// inside are media that it boots with.
+	inside map[string]string
 }
 
 // Start resumes the saved guest with a disk of its own. Close must be called.
@@ -46,6 +48,13 @@ func (l *Lab) Start(ctx context.Context, name string) (*Machine, error) {
 		return nil, errors.Join(err, m.Keep(ctx), m.Close())
 	}
 	return m, nil
+}
+
+// config is the machine's own.
+func (m *Machine) config() qemu.Config {
+	cfg := m.lab.config(m.lab.accel, m.dir)
+	cfg.Media = m.inside
+	return cfg
 }
 
 // ready attaches the media and sets the clock, which stood still since the guest was saved.

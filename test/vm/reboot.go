@@ -12,7 +12,7 @@ import (
 // that was flushed, and of the rest whatever had arrived.
 func (m *Machine) CutPower(ctx context.Context) error {
 	m.qemu.Kill()
-	q, err := qemu.Start(ctx, m.lab.config(m.lab.accel, m.dir))
+	q, err := qemu.Start(ctx, m.config())
 	if err != nil {
 		return errors.Join(err, keepFile(m.lab.store, m.name, filepath.Join(m.dir, "serial.log")))
 	}
@@ -21,7 +21,7 @@ func (m *Machine) CutPower(ctx context.Context) error {
 }
 
 // Cmdline is the kernel's command line with which machines boot.
-func (m *Machine) Cmdline() (string, error) { return qemu.Cmdline(m.lab.config(m.lab.accel, m.dir)) }
+func (m *Machine) Cmdline() (string, error) { return qemu.Cmdline(m.config()) }
 
 // Reboot shuts the machine down in order and boots it with a kernel command line: the
 // machine has no boot loader that would read one from its disk.
@@ -29,7 +29,7 @@ func (m *Machine) Reboot(ctx context.Context, cmdline string) error {
 	if err := m.PowerOff(ctx); err != nil {
 		return err
 	}
-	cfg := m.lab.config(m.lab.accel, m.dir)
+	cfg := m.config()
 	cfg.Cmdline = cmdline
 	q, err := qemu.Start(ctx, cfg)
 	if err != nil {

@@ -48,21 +48,22 @@ func (l *Lab) Record(ctx context.Context, name, file string) (*Machine, error) {
 	if err := f.Close(); err != nil {
 		return nil, err
 	}
-	return l.boot(ctx, name, l.base.Disk, file)
+	return l.boot(ctx, name, l.base.Disk, file, nil)
 }
 
 // Boot boots the guest with what is on a raw disk, which stays as it is: the machine
 // writes to a disk of its own.
 func (l *Lab) Boot(ctx context.Context, name, disk string) (*Machine, error) {
-	return l.boot(ctx, name, disk, "")
+	return l.boot(ctx, name, disk, "", nil)
 }
 
-func (l *Lab) boot(ctx context.Context, name, disk, record string) (*Machine, error) {
+func (l *Lab) boot(ctx context.Context, name, disk, record string, inside map[string]string) (*Machine, error) {
 	dir, err := os.MkdirTemp(l.tmp, "m-")
 	if err != nil {
 		return nil, err
 	}
-	cfg := l.config(l.accel, dir)
+	m := &Machine{lab: l, name: name, dir: dir, inside: inside}
+	cfg := m.config()
 	cfg.Record = record
 	if err := qemu.Overlay(ctx, cfg.Disk, disk, "raw"); err != nil {
 		return nil, err
@@ -71,7 +72,7 @@ func (l *Lab) boot(ctx context.Context, name, disk, record string) (*Machine, er
 	if err != nil {
 		return nil, errors.Join(err, keepFile(l.store, name, filepath.Join(dir, "serial.log")))
 	}
-	m := &Machine{qemu: q, lab: l, name: name, dir: dir}
+	m.qemu = q
 	if err := m.ready(ctx); err != nil {
 		return nil, errors.Join(err, m.Keep(ctx), m.Close())
 	}

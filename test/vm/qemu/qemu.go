@@ -6,10 +6,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -33,6 +36,12 @@ type Config struct {
 	// the log of QEMU 7.2, whose driver it is. So a saved state of an unrecorded machine
 	// does not fit.
 	Record string
+	// SSH gives the machine a network card, on which it is 10.0.2.15/24. Nothing gets out
+	// through it, and of the machine its port 22 alone is reached, at SSHAddress.
+	SSH bool
+	// Media are raw disk images that are there from the start, read-only, by their serials:
+	// the machine finds them under /dev/disk/by-id/virtio-SERIAL.
+	Media map[string]string
 	// State is a file that Save wrote, of a machine with the same hardware and the same
 	// disk content; empty to boot.
 	State string
@@ -97,7 +106,7 @@ func Args(cfg Config) (program string, args []string, err error) {
 	}
 	args = append(args,
 		"-smp", strconv.Itoa(cfg.CPUs), "-m", strconv.Itoa(cfg.MemoryMiB),
-		"-nodefaults", "-no-user-config", "-display", "none", "-nic", "none",
+		"-nodefaults", "-no-user-config", "-display", "none", "-nic", nic(cfg),
 		"-kernel", cfg.Kernel, "-initrd", cfg.Initrd,
 		"-append", cmp.Or(cfg.Cmdline, cmdline(console)),
 		"-blockdev", root,
@@ -111,7 +120,22 @@ func Args(cfg Config) (program string, args []string, err error) {
 		"-device", "virtconsole,chardev=terminal",
 		"-qmp", "unix:"+escape(in("qmp"))+",server=on,wait=off",
 	)
+	for i, serial := range slices.Sorted(maps.Keys(cfg.Media)) {
+		node := "medium" + strconv.Itoa(i)
+		args = append(args,
+			"-blockdev", "driver=raw,read-only=on,node-name="+node+",file.driver=file,file.locking=off,file.filename="+escape(cfg.Media[serial]),
+			"-device", "virtio-blk-pci,drive="+node+",serial="+serial)
+	}
 	return program, args, nil
+}
+
+// nic is the machine's network: none, or one that QEMU plays. The port on this machine is
+// whichever is free.
+func nic(cfg Config) string {
+	if !cfg.SSH {
+		return "none"
+	}
+	return "user,id=net,model=virtio-net-pci,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22"
 }
 
 // cmdline boots a machine from its disk, quietly. The timer's self-test fails, and the
@@ -272,6 +296,28 @@ func (m *Machine) AttachDisk(ctx context.Context, image, serial string) error {
 		return fmt.Errorf("attach %s: %w", image, err)
 	}
 	return nil
+}
+
+// SSHAddress is where the port 22 of a machine with SSH is reached on this machine. QEMU
+// tells it in its monitor only (info usernet).
+func (m *Machine) SSHAddress(ctx context.Context) (netip.AddrPort, error) {
+	var said string
+	if err := m.qmp.do(ctx, "human-monitor-command", map[string]any{"command-line": "info usernet"}, &said); err != nil {
+		return netip.AddrPort{}, err
+	}
+	return forwarded(said)
+}
+
+// forwarded finds the one TCP port that is forwarded to a machine's 22.
+func forwarded(said string) (netip.AddrPort, error) {
+	for line := range strings.Lines(said) {
+		f := strings.Fields(line)
+		if len(f) < 6 || f[0] != "TCP[HOST_FORWARD]" || f[5] != "22" {
+			continue
+		}
+		return netip.ParseAddrPort(f[2] + ":" + f[3])
+	}
+	return netip.AddrPort{}, fmt.Errorf("find the port that leads to the machine's 22: qemu says %q", said)
 }
 
 // Terminal is the machine's /dev/hvc0.

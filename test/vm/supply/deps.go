@@ -23,6 +23,9 @@ func tools() []tool {
 		{"systemd-nspawn", "systemd-container"}, // boots a host for the benchmark of check
 		{"strace", "strace"},                    // install's proof that nothing but its writer changes a host
 		{"skopeo", "skopeo"},                    // carries bundles to registries and back
+		{"ansible-playbook", "ansible-core"},    // the fleet's controller
+		{"ssh-keygen", "openssh-client"},        // and its way to the hosts
+		{"genisoimage", "genisoimage"},          // seeds for cloud-init
 	}
 }
 

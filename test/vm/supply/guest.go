@@ -27,6 +27,8 @@ type Guest struct {
 	CPUs      int      `yaml:"cpus"`
 	DiskGiB   int      `yaml:"diskGiB"` // of the root file system, sparse
 	Packages  []string `yaml:"packages"`
+	// SSH gives it a network card for sshd; left out of the hash of those that have none.
+	SSH bool `yaml:"ssh" json:",omitempty"`
 }
 
 // GuestNamed reads guests/NAME.yaml.

@@ -27,7 +27,12 @@ func (s *Store) ReleaseMedia(ctx context.Context, dirs map[string]string) (strin
 }
 
 // WriteMedia writes an ext4 image of folders and files: names in the image, to paths here.
-func WriteMedia(ctx context.Context, image string, content map[string]string) (err error) {
+func WriteMedia(ctx context.Context, image string, content map[string]string) error {
+	return WriteDisk(ctx, image, "", content)
+}
+
+// WriteDisk is WriteMedia, with a label.
+func WriteDisk(ctx context.Context, image, label string, content map[string]string) (err error) {
 	tmp, err := os.MkdirTemp(filepath.Dir(image), ".media-")
 	if err != nil {
 		return err
@@ -45,7 +50,7 @@ func WriteMedia(ctx context.Context, image string, content map[string]string) (e
 		size += n
 	}
 	// A tenth and 8 MiB for the file system itself.
-	_, err = run(ctx, nil, "mkfs.ext4", "-q", "-m", "0", "-O", "^has_journal", "-d", tmp, image, fmt.Sprintf("%dK", (size+size/10)>>10+8<<10))
+	_, err = run(ctx, nil, "mkfs.ext4", "-q", "-L", label, "-m", "0", "-O", "^has_journal", "-d", tmp, image, fmt.Sprintf("%dK", (size+size/10)>>10+8<<10))
 	return err
 }
 

@@ -1,0 +1,124 @@
+package cloudinit
+
+import (
+	"fmt"
+	"strings"
+)
+
+// program is nodeprep on a node.
+const program = "/usr/local/bin/nodeprep"
+
+// unit is nodeprep-cloud-init.service.
+//
+// It is there at every boot: a run that was interrupted or failed is made again, and one that
+// was done ends at once. The kubelet waits for it, and so does the last stage of cloud-init,
+// which tells of it. containerd does not: nodeprep starts it, in here.
+func (in Input) unit() []byte {
+	var b strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	line("[Unit]")
+	line("Description=Make this machine a containerd node")
+	line("Documentation=https://github.com/nodeprep/nodeprep")
+	line("ConditionPathExists=%s", in.Files[0].Path)
+	// Both names of the stage in which files are written: the second is cloud-init's since 24.3.
+	after := "cloud-init.service cloud-init-network.service nodeprep-recover.service nodeprep-firstboot.service local-fs.target"
+	if in.network() {
+		line("Wants=network-online.target")
+		after += " network-online.target"
+	}
+	line("After=%s", after)
+	line("Before=kubelet.service cloud-final.service")
+	line("RequiresMountsFor=/etc /usr/local/bin /usr/local/sbin /opt/cni/bin /var/lib/nodeprep /var/tmp")
+	line("")
+	line("[Service]")
+	line("Type=oneshot")
+	line("RemainAfterExit=yes")
+	if in.ProgramSHA256 != "" {
+		line("ExecStartPre=/bin/sh %s", FetchPath)
+	}
+	line("ExecStart=%s", strings.Join(in.command(), " "))
+	// One-shot units have no limit of their own (systemd.service(5)), and the kubelet waits.
+	// Its own deadline ends each wait before; this is for what hangs all the same.
+	line("TimeoutStartSec=%ds", int((in.Wait + Limited).Seconds()))
+	// Putting everything back takes its time, too.
+	line("TimeoutStopSec=10min")
+	line("StandardOutput=journal+console")
+	line("StandardError=journal+console")
+	line("")
+	line("[Install]")
+	line("WantedBy=multi-user.target")
+	return []byte(b.String())
+}
+
+// network says whether something comes, or may come, over it.
+func (in Input) network() bool { return in.Device == "" || in.ProgramURL != "" || in.BundleURL != "" }
+
+// command is what the unit runs.
+func (in Input) command() []string {
+	args := []string{program, "cloud-init", "run", "--digest", Digest(in.Files), "--wait", span(in.Wait)}
+	if in.BundleURL != "" {
+		args = append(args, "--bundle-url", word(in.BundleURL))
+	}
+	if in.BundleSHA256 != "" {
+		args = append(args, "--bundle-sha256", in.BundleSHA256)
+	}
+	if in.BundleURL == "" && in.Device != "" {
+		args = append(args, "--bundle-device", word(in.Device))
+	}
+	for _, f := range in.Files {
+		args = append(args, word(f.Path))
+	}
+	return args
+}
+
+// word is a word of a unit's command line (systemd.service(5)), in which % and $ begin
+// something else.
+func word(s string) string {
+	if strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/.,:_+@=-") == "" {
+		return s
+	}
+	s = strings.NewReplacer("%", "%%", "$", "$$", `\`, `\\`, `"`, `\"`).Replace(s)
+	return `"` + s + `"`
+}
+
+// start is the shell script of bootcmd, which runs in every boot before files are written,
+// and while the kubelet's start is still waiting: so it can get something ahead of that.
+//
+// cloud-init notes that it is about to write files, writes them, and never writes them
+// again, and nothing of this is durable before the disk likes. After a power cut the note
+// may be there and files be empty. So the note goes until all is known to be on the disk.
+//
+// StartName comes when the files are there, makes them durable and systemd read them, and asks
+// for a start of the unit, with which the kubelet then waits for that; it must not wait for
+// it, since the unit, where there is an older one, waits for StartName.
+func (in Input) start() string {
+	// No semicolon within what systemd keeps of it: reading that again, it complains.
+	return `done=` + done + `
+[ -e $done ] && exit
+rm -f /var/lib/cloud/instance/sem/config_write_files
+exec systemd-run --quiet --no-block --collect --unit=` + StartName + ` --description='Have nodeprep run ahead of the kubelet' \
+  -p Type=oneshot -p TimeoutStartSec=5min -p 'After=cloud-init.service cloud-init-network.service' \
+  -p 'Before=` + UnitName + ` kubelet.service cloud-final.service' \
+  sh -c 'sync && systemctl daemon-reload && systemctl enable ` + UnitName + ` && sync && : >'$done' && sync && systemctl start --no-block ` + UnitName + `'
+`
+}
+
+// done is there, on the disk, when all files are, and the unit is enabled. It goes with the
+// other notes of an instance.
+const done = "/var/lib/cloud/instance/sem/nodeprep"
+
+// report is what makes cloud-init's status say error.
+func (in Input) report() []byte {
+	return []byte(`#!/bin/sh
+# made by nodeprep: fails where ` + UnitName + ` did, so that "cloud-init status" says so.
+unit=` + UnitName + `
+case $(systemctl show -p ActiveState --value $unit) in
+active) exit 0 ;;
+# Somebody has disabled it since, or taken the profile away.
+inactive) [ -e ` + done + ` ] && { systemctl is-enabled --quiet $unit && [ -e ` + in.Files[0].Path + ` ] || exit 0; } ;;
+esac
+echo "$unit failed; its last lines, and /var/lib/nodeprep/result.json, say why:" >&2
+journalctl -b -u $unit -n 20 --no-pager -o cat >&2
+exit 1
+`)
+}

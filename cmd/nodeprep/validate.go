@@ -3,10 +3,12 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/nodeprep/nodeprep/install/bundle"
 	"github.com/nodeprep/nodeprep/internal/diag"
 	"github.com/nodeprep/nodeprep/profiles"
 )
@@ -42,13 +44,17 @@ func (a *app) validateCommand() *cobra.Command {
 }
 
 func (a *app) validate(ctx context.Context, names []string, strict bool) error {
-	if err := a.useBundle(ctx, a.portableFacts().Arch); err != nil {
+	nodes, err := a.bundleNodes(ctx)
+	if err != nil {
 		return err
 	}
 	v := validation{Valid: true, Files: names, Diagnostics: diag.List{}}
 	p := a.paint(a.out)
 	for _, name := range names {
-		list := a.findings(ctx, name)
+		var list diag.List
+		for _, a.source.node = range nodes {
+			list = append(list, a.findings(ctx, name)...)
+		}
 		if strict {
 			for i := range list {
 				list[i].Severity = diag.Error
@@ -74,6 +80,25 @@ func (a *app) validate(ctx context.Context, names []string, strict bool) error {
 	return nil
 }
 
+// bundleNodes are the bundle's parts for all its architectures; without a bundle there is one
+// nil.
+func (a *app) bundleNodes(ctx context.Context) ([]*bundle.Node, error) {
+	if err := a.openBundle(ctx); err != nil {
+		return nil, err
+	}
+	if a.source.bundle == nil {
+		return []*bundle.Node{nil}, nil
+	}
+	var nodes []*bundle.Node
+	for _, arch := range a.portableArches() {
+		if err := a.source.use(ctx, arch); err != nil {
+			return nil, err
+		}
+		nodes = append(nodes, a.source.node)
+	}
+	return nodes, nil
+}
+
 // findings are all of a profile's faults and warnings, down to those that only
 // rendering finds.
 func (a *app) findings(ctx context.Context, name string) diag.List {
@@ -87,9 +112,12 @@ func (a *app) findings(ctx context.Context, name string) diag.List {
 	lock, err := a.ruling(ctx, name)
 	list = append(list, lockFaults(err)...)
 	facts := a.portableFacts()
+	if a.source.node != nil {
+		facts.Arch = a.source.node.Config.Architecture
+	}
 	// With a lock it is about the nodes that this is for.
 	arches := lock.Arches()
-	if len(arches) == 0 {
+	if len(arches) == 0 || a.source.node != nil && slices.Contains(arches, facts.Arch) {
 		arches = []string{facts.Arch}
 	}
 	for _, facts.Arch = range arches {

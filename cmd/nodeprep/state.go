@@ -7,6 +7,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/nodeprep/nodeprep/install/release"
 	"github.com/nodeprep/nodeprep/internal/desired"
@@ -45,6 +46,9 @@ func (in inputs) File(f profiles.LocalFile) ([]byte, error) {
 	return in.read(f.Path)
 }
 
+// Now is the time by which certificates are judged.
+func (inputs) Now() time.Time { return time.Now() }
+
 // Secret reads a secret's value; a final newline, which editors add, is not part of it.
 func (in inputs) Secret(s profiles.Secret) (string, error) {
 	switch {
@@ -52,7 +56,7 @@ func (in inputs) Secret(s profiles.Secret) (string, error) {
 		return registry.Placeholders{}.Secret(s)
 	case s.File != "":
 		b, err := in.read(s.File)
-		return strings.TrimSuffix(string(b), "\n"), err
+		return cutLineBreak(string(b)), err
 	case s.Env != "":
 		v, ok := in.env(s.Env)
 		if !ok {
@@ -68,9 +72,17 @@ func (in inputs) Secret(s profiles.Secret) (string, error) {
 			return "", fmt.Errorf("read secret: credential name %q is a path", s.Credential)
 		}
 		b, err := readLimited(filepath.Join(dir, s.Credential))
-		return strings.TrimSuffix(string(b), "\n"), err
+		return cutLineBreak(string(b)), err
 	}
 	return s.Value, nil
+}
+
+// cutLineBreak is s without the line break at its end, of whichever kind.
+func cutLineBreak(s string) string {
+	if before, ok := strings.CutSuffix(s, "\r\n"); ok {
+		return before
+	}
+	return strings.TrimSuffix(s, "\n")
 }
 
 func (in inputs) read(name string) ([]byte, error) {

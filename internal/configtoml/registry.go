@@ -1,5 +1,13 @@
 package configtoml
 
+import (
+	"encoding/base64"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+)
+
 // Endpoints are those that registry.mirrors has for a name.
 func (c *Config) Endpoints(mirror string) []string {
 	t := c.at(below(c.images(), "registry", "mirrors", mirror)...)
@@ -38,5 +46,78 @@ func (c *Config) LocalPull() []string {
 		add(parallel != 3, "max_concurrent_downloads")
 	}
 	add(images.get("image_pull_with_sync_fs").boolean(), "image_pull_with_sync_fs")
+	return out
+}
+
+// Credential is what CRI offers a host that asks for credentials. Its fields are secrets, but
+// for Host, Field and Place.
+type Credential struct {
+	Host string // "HOST[:PORT]", as it is asked
+	// User is "" where Secret is an identity token.
+	User, Secret string
+	Field        string // registry.configs."HOST".auth or registry.auths."URL"
+	Place        Place
+}
+
+// Credentials are those of registry.configs and registry.auths, which count for more
+// (ValidateImageConfig in internal/cri/config and ParseAuth in internal/cri/server/images of
+// containerd 2.4.2), by host.
+func (c *Config) Credentials() []Credential {
+	var out []Credential
+	add := func(host, field string, place Place, n *node) {
+		x := Credential{Host: host, Field: field, Place: place}
+		x.User, x.Secret = c.login(n)
+		if i := slices.IndexFunc(out, func(o Credential) bool { return o.Host == host }); i >= 0 {
+			out[i] = x
+			return
+		}
+		out = append(out, x)
+	}
+	r := c.at(below(c.images(), "registry")...)
+	configs := c.child(r, "configs")
+	for _, host := range configs.keys() {
+		if auth := c.child(configs.table[host], "auth"); auth != nil {
+			add(host, "registry.configs."+strconv.Quote(host)+".auth", configs.table[host].at, auth)
+		}
+	}
+	auths := c.child(r, "auths")
+	for _, name := range auths.keys() {
+		host := name
+		if u, err := url.Parse(name); err == nil && u.Scheme != "" {
+			host = u.Host
+		}
+		add(host, "registry.auths."+strconv.Quote(name), auths.table[name].at, auths.table[name])
+	}
+	slices.SortFunc(out, func(a, b Credential) int { return strings.Compare(a.Host, b.Host) })
+	return out
+}
+
+// login is what an auth table comes to.
+func (c *Config) login(n *node) (user, secret string) {
+	text := func(key string) string {
+		s, _ := c.child(n, key).text()
+		return s
+	}
+	if user = text("username"); user != "" {
+		return user, text("password")
+	}
+	if secret = text("identitytoken"); secret != "" {
+		return "", secret
+	}
+	b, err := base64.StdEncoding.DecodeString(text("auth"))
+	if err != nil {
+		return "", ""
+	}
+	user, secret, _ = strings.Cut(string(b), ":")
+	return user, strings.Trim(secret, "\x00")
+}
+
+// RegistryHeaders are the values of registry.headers, which are secrets.
+func (c *Config) RegistryHeaders() map[string][]string {
+	out := map[string][]string{}
+	t := c.child(c.at(below(c.images(), "registry")...), "headers")
+	for _, name := range t.keys() {
+		out[name] = t.table[name].texts()
+	}
 	return out
 }

@@ -39,6 +39,8 @@ type Query struct {
 	// Legacy are the endpoints that registry.mirrors has for registries ("*": all others),
 	// which count where there is no ConfigPath.
 	Legacy map[string][]string
+	// LegacyTLS is registry.configs.HOST.tls by host, which 1.x takes for such endpoints.
+	LegacyTLS map[string]LegacyTLS
 	// Credentials say by host where config.toml has its credentials.
 	Credentials map[string]string
 	// Headers are those of registry.headers, which go to every registry.
@@ -111,9 +113,11 @@ type ExplainedHost struct {
 	Host string `json:"host"`
 	From string `json:"from,omitempty"` // FILE:LINE
 	// Skipped is why it is not asked for the name; "" where it is.
-	Skipped      string            `json:"skipped,omitempty"`
-	Capabilities []string          `json:"capabilities"`
-	Requests     []Request         `json:"requests"`
+	Skipped      string    `json:"skipped,omitempty"`
+	Capabilities []string  `json:"capabilities"`
+	Requests     []Request `json:"requests"`
+	// IfMissing are those that follow where no host has the manifest of a digest.
+	IfMissing    []Request         `json:"ifMissing,omitempty"`
 	CA           []string          `json:"ca,omitempty"`
 	Client       [][2]string       `json:"client,omitempty"`
 	SkipVerify   bool              `json:"skipVerify,omitempty"`
@@ -122,9 +126,13 @@ type ExplainedHost struct {
 	Headers      map[string]string `json:"headers,omitempty"` // values masked
 	Credentials  string            `json:"credentials"`
 	PlainHTTP    string            `json:"plainHTTP,omitempty"` // how HTTP comes into it
+	// Parsed is the host as containerd has it, for who asks it: with the values of its
+	// headers, which are not for anybody to see.
+	Parsed Parsed `json:"-"`
 }
 
-// Request is one that is sent. A digest that nobody knows beforehand is DIGEST.
+// Request is one that is sent. A digest that nobody knows beforehand is DIGEST; LOCATION is
+// where the answer to the POST before it says.
 type Request struct {
 	Method string `json:"method"`
 	URL    string `json:"url"`
@@ -140,12 +148,21 @@ type Ctr struct {
 // masked stands for a value that is not shown.
 const masked = "******"
 
-// Explain says what containerd does with an image's name. Its error is a name that is none,
-// a file that could not be read, or a parser that does not say what it should.
+// A NameError is an image's name that is none.
+type NameError struct {
+	Image string
+	Err   error
+}
+
+func (e *NameError) Error() string { return fmt.Sprintf("image %q: %v", e.Image, e.Err) }
+func (e *NameError) Unwrap() error { return e.Err }
+
+// Explain says what containerd does with an image's name. Its error is a *NameError, a file
+// that could not be read, or a parser that does not say what it should.
 func Explain(q Query) (*Explanation, error) {
 	named, err := reference.ParseDockerRef(q.Image)
 	if err != nil {
-		return nil, fmt.Errorf("image %q: %w", q.Image, err)
+		return nil, &NameError{q.Image, err}
 	}
 	x := &Explanation{
 		Image: q.Image, Reference: named.String(), Registry: reference.Domain(named), Repository: reference.Path(named),
@@ -245,6 +262,7 @@ func candidates(root, host string, v releases.Version) []string {
 
 // read finds the hosts.
 func (e *explainer) read() error {
+	e.legacyNotes()
 	roots := e.roots()
 	if len(roots) == 0 && e.x.Service != "transfer" {
 		return e.legacy()
@@ -296,6 +314,13 @@ func (e *explainer) read() error {
 	}
 	for _, name := range f.silent {
 		e.x.note("host %s in %s is never asked: containerd 2 reads only hosts that have a table of their own", withoutUser(name), file)
+	}
+	if len(f.anyhow) > 0 {
+		hosts := make([]string, len(f.anyhow))
+		for i, name := range f.anyhow {
+			hosts[i] = withoutUser(name)
+		}
+		e.x.note("%s are inline tables in %s, which containerd %s asks in any order: give each a table of its own", strings.Join(hosts, " and "), file, e.Release)
 	}
 	e.x.File = file
 	return e.take(hosts, f.tables, file)
@@ -383,7 +408,12 @@ func (e *explainer) legacy() error {
 		}
 		self = self || u.Host == e.x.Registry
 		hosts = append(hosts, Parsed{Scheme: u.Scheme, Host: u.Host, Path: cmp.Or(u.Path, "/v2"), Pull: true, Resolve: true})
-		tables = append(tables, table{name: name, skip: u.Scheme == "http" && localhost(e.x.Registry)})
+		t := table{name: name, skip: u.Scheme == "http" && localhost(e.x.Registry)}
+		if l, ok := e.LegacyTLS[u.Host]; ok && !e.Release.AtLeast(2, 0, 0) {
+			l.apply(&t)
+			e.broken = cmp.Or(e.broken, e.legacyBroken(l))
+		}
+		tables = append(tables, t)
 		return nil
 	}
 	for _, g := range given {
@@ -421,7 +451,7 @@ func (e *explainer) take(hosts []Parsed, tables []table, from string) error {
 		h, plain := e.aged(h, t, last)
 		x := ExplainedHost{
 			URL: h.Scheme + "://" + h.Host + h.Path, Host: h.Host, Role: "mirror", CA: t.ca, Client: t.client, SkipVerify: t.skip,
-			OverridePath: t.override, DialTimeout: timeoutOf(t.timeout), PlainHTTP: plain, Requests: []Request{},
+			OverridePath: t.override, DialTimeout: timeoutOf(t.timeout), PlainHTTP: plain, Requests: []Request{}, Parsed: h,
 		}
 		if from != "" && t.line > 0 {
 			x.From = from + ":" + strconv.Itoa(t.line)
@@ -434,7 +464,7 @@ func (e *explainer) take(hosts []Parsed, tables []table, from string) error {
 				x.Role = "upstream"
 			}
 		}
-		if last && t.name == "" && localhost(e.x.Registry) && e.ConfigPath != "" && !strings.HasSuffix(h.Host, ":80") && e.Release.AtLeast(1, 6, 9) {
+		if last && t.name == "" && localhost(e.x.Registry) && e.ConfigPath != "" && e.Release.AtLeast(1, 6, 9) && (!fallsBack(e.Release) || !strings.HasSuffix(h.Host, ":80")) {
 			x.SkipVerify = true
 		}
 		for name, has := range map[string]bool{"pull": h.Pull, "resolve": h.Resolve, "push": h.Push} {
@@ -491,7 +521,10 @@ func (e *explainer) aged(h Parsed, t table, last bool) (Parsed, string) {
 	if own && !fallsBack(v) {
 		h.Scheme, h.Fallback = "http", false
 	}
-	if h.Fallback && (!fallsBack(v) || port == "" && !fallsBackWithoutPort(v)) {
+	// 1.7.7 alone looks at no port.
+	if v == (releases.Version{Major: 1, Minor: 7, Patch: 7}) && (own || t.tls && h.Scheme == "http") {
+		h.Scheme, h.Fallback = "https", true
+	} else if h.Fallback && (!fallsBack(v) || port == "" && !fallsBackWithoutPort(v)) {
 		h.Scheme, h.Fallback = "http", false
 	}
 	switch {
@@ -506,11 +539,13 @@ func (e *explainer) aged(h Parsed, t table, last bool) (Parsed, string) {
 // fallsBack says whether a release tries HTTPS first where an http URL has TLS settings;
 // older ones speak plain HTTP (ConfigureHosts of each release).
 func fallsBack(v releases.Version) bool {
-	return v.AtLeast(1, 7, 8) || v.Line() == "1.6" && v.Patch >= 25
+	return v.AtLeast(1, 7, 7) || v.Line() == "1.6" && v.Patch >= 25
 }
 
 // fallsBackWithoutPort says whether it does so for a URL without a port, too.
-func fallsBackWithoutPort(v releases.Version) bool { return v.AtLeast(1, 7, 24) }
+func fallsBackWithoutPort(v releases.Version) bool {
+	return v.AtLeast(1, 7, 24) || v == releases.Version{Major: 1, Minor: 7, Patch: 7}
+}
 
 // credentials is where those for a host come from.
 func (e *explainer) credentials(host string, header map[string][]string) string {
@@ -544,23 +579,31 @@ func (e *explainer) certificates() string {
 			}
 		}
 		for _, pair := range h.Client {
-			cert, err := e.Read(pair[0])
-			key, kerr := cert, err
-			if pair[1] != pair[0] {
-				key, kerr = e.Read(pair[1])
+			if why := e.pair(pair[0], pair[1]); why != "" {
+				return why
 			}
-			switch {
-			case errors.Is(err, fs.ErrPermission) || errors.Is(kerr, fs.ErrPermission):
-				e.x.note("%s is only for root to read: whether it can be loaded is not known", pair[1])
-			case err != nil:
-				return fmt.Sprintf("the client certificate %s cannot be read: %s", pair[0], missing(err))
-			case kerr != nil:
-				return fmt.Sprintf("the key %s cannot be read: %s", pair[1], missing(kerr))
-			default:
-				if _, err := tls.X509KeyPair(cert, key); err != nil {
-					return fmt.Sprintf("the client certificate %s with the key %s: %s", pair[0], pair[1], strings.TrimPrefix(err.Error(), "tls: "))
-				}
-			}
+		}
+	}
+	return ""
+}
+
+// pair is why a client certificate and its key cannot be loaded, "" where they can.
+func (e *explainer) pair(certFile, keyFile string) string {
+	cert, err := e.Read(certFile)
+	key, kerr := cert, err
+	if keyFile != certFile {
+		key, kerr = e.Read(keyFile)
+	}
+	switch {
+	case errors.Is(err, fs.ErrPermission) || errors.Is(kerr, fs.ErrPermission):
+		e.x.note("%s is only for root to read: whether it can be loaded is not known", keyFile)
+	case err != nil:
+		return fmt.Sprintf("the client certificate %s cannot be read: %s", certFile, missing(err))
+	case kerr != nil:
+		return fmt.Sprintf("the key %s cannot be read: %s", keyFile, missing(kerr))
+	default:
+		if _, err := tls.X509KeyPair(cert, key); err != nil {
+			return fmt.Sprintf("the client certificate %s with the key %s: %s", certFile, keyFile, strings.TrimPrefix(err.Error(), "tls: "))
 		}
 	}
 	return ""
@@ -583,6 +626,7 @@ func (e *explainer) requests() {
 	pushed := false
 	for i := range e.x.Hosts {
 		h, c := &e.x.Hosts[i], e.caps[i]
+		list := &h.Requests
 		ask := func(method string, ns bool, parts ...string) {
 			// The path is joined, which takes double slashes out.
 			p := path.Join(append([]string{"/", c.Path, e.x.Repository}, parts...)...)
@@ -593,7 +637,7 @@ func (e *explainer) requests() {
 			if ns && !e.isUpstream(c.Host) {
 				u += "?ns=" + url.QueryEscape(e.x.Registry)
 			}
-			h.Requests = append(h.Requests, Request{method, u})
+			*list = append(*list, Request{method, u})
 		}
 		if h.Skipped != "" || e.broken != "" {
 			continue
@@ -611,6 +655,11 @@ func (e *explainer) requests() {
 				ns := e.Release.AtLeast(2, 3, 0)
 				ask("HEAD", ns, "blobs", unknown)
 				ask("POST", ns, "blobs", "uploads/")
+				upload := "LOCATION?digest=" + unknown
+				if ns && !e.isUpstream(c.Host) {
+					upload += "&ns=" + url.QueryEscape(e.x.Registry)
+				}
+				*list = append(*list, Request{"PUT", upload})
 				ask("HEAD", ns, "manifests", object)
 				ask("PUT", ns, "manifests", object)
 			}
@@ -627,6 +676,11 @@ func (e *explainer) requests() {
 		}
 		if h.Skipped == "" {
 			ask("HEAD", true, "manifests", object)
+			if e.x.Digest != "" {
+				list = &h.IfMissing
+				ask("HEAD", true, "blobs", object)
+				list = &h.Requests
+			}
 		}
 		if e.x.Verb == VerbPull {
 			digest := cmp.Or(e.x.Digest, unknown)
@@ -662,7 +716,7 @@ func (e *explainer) finish() {
 	}
 	if !resolves {
 		for i := range x.Hosts {
-			x.Hosts[i].Requests = []Request{}
+			x.Hosts[i].Requests, x.Hosts[i].IfMissing = []Request{}, nil
 		}
 	}
 	done := map[string]string{VerbPull: "pulled", VerbResolve: "resolved", VerbPush: "pushed"}[x.Verb]

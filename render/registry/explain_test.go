@@ -34,7 +34,12 @@ func oracle(t *testing.T) func([]byte, string) ([]registry.Parsed, error) {
 	return func(text []byte, name string) ([]registry.Parsed, error) {
 		opt := config.HostOptions{}
 		if text != nil {
-			if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), text, 0o600); err != nil {
+			// Anew: a file that is cut and written again goes to the disk at once.
+			file := filepath.Join(dir, "hosts.toml")
+			if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return nil, err
+			}
+			if err := os.WriteFile(file, text, 0o600); err != nil {
 				return nil, err
 			}
 			opt.HostDir = func(string) (string, error) { return dir, nil }
@@ -123,20 +128,22 @@ func short(x *registry.Explanation) []string {
 	return out
 }
 
-// The rows of what parsers were seen to do, and others: one hosts.toml of example.com, by
-// release.
-func TestHostsTomlByRelease(t *testing.T) {
+// hostsToml is a hosts.toml of example.com, and whom releases then ask.
+type hostsToml struct {
+	name, releases, text string
+	want                 []string
+	note                 string
+}
+
+// hostsTomls are the rows of what parsers were seen to do, and others.
+func hostsTomls() []hostsToml {
 	const (
 		up  = "https://example.com/v2"
 		all = "1.6.20 1.6.38 1.7.10 1.7.24 1.7.34 1.7.35 2.0.0 2.0.11 2.1.9 2.2.7 2.3.4 2.4.2"
 		v1  = "1.6.20 1.6.38 1.7.24 1.7.34"
 		v2  = "2.0.11 2.1.9 2.2.7 2.3.4 2.4.2"
 	)
-	for _, c := range []struct {
-		name, releases, text string
-		want                 []string
-		note                 string
-	}{
+	return []hostsToml{
 		{"no scheme", all, `[host."a:5000"]`, []string{"https://a:5000/v2", up}, ""},
 		{"begins with http", all, `[host."httpbin.local:5000"]`, []string{"-httpbin.local:///v2", up}, ""},
 		{"plain", all, `[host."https://a"]`, []string{"https://a/v2", up}, ""},
@@ -187,7 +194,12 @@ func TestHostsTomlByRelease(t *testing.T) {
 		{"empty", all, "", []string{up}, "no hosts.toml that counts"},
 		{"unknown keys", all, "[host.\"https://a\"]\ninsecure = true\nusername = \"x\"", []string{"https://a/v2", up}, ""},
 		{"server is docker.io", all, "server = \"https://docker.io\"\n[host]", []string{"https://docker.io/v2"}, ""},
-	} {
+	}
+}
+
+// What releases make of one file.
+func TestHostsTomlByRelease(t *testing.T) {
+	for _, c := range hostsTomls() {
 		t.Run(c.name, func(t *testing.T) {
 			for release := range strings.FieldsSeq(c.releases) {
 				q := tree{registry.Root + "/example.com/hosts.toml": c.text}.query(t, release)
@@ -211,9 +223,16 @@ func TestHostsTomlByRelease(t *testing.T) {
 	}
 }
 
-// What a profile says, and whom containerd then asks. Each is read back by containerd's own
-// parser.
-func TestProfileToHosts(t *testing.T) {
+// profileHosts is a registry of a profile, and whom releases then ask for an image.
+type profileHosts struct {
+	releases string
+	reg      profiles.Registry
+	image    string
+	want     string // hosts with spaces between
+	end      string
+}
+
+func profilesHosts() []profileHosts {
 	yes, no := true, false
 	m := func(urls ...string) []profiles.Endpoint {
 		var out []profiles.Endpoint
@@ -227,14 +246,7 @@ func TestProfileToHosts(t *testing.T) {
 	local := profiles.LocalFile{Path: "/x/ca.pem", Given: "ca.pem"}
 	client := []profiles.ClientCert{{Cert: profiles.LocalFile{Path: "/x/c.pem"}, Key: profiles.LocalFile{Path: "/x/k.pem"}}}
 	const hub = "https://registry-1.docker.io/v2"
-	count := 0
-	for _, c := range []struct {
-		releases string
-		reg      profiles.Registry
-		image    string
-		want     string // hosts with spaces between
-		end      string
-	}{
+	return []profileHosts{
 		{"1.6.20 1.7.35 2.1.9 2.4.2", profiles.Registry{Host: "docker.io", Mirrors: m("https://m")}, "nginx", "https://m/v2 " + hub, "upstream"},
 		{"2.4.2", profiles.Registry{Host: "docker.io", Mirrors: m("https://m")}, "docker.io/library/nginx", "https://m/v2 " + hub, "upstream"},
 		{"2.4.2", profiles.Registry{Host: "docker.io", Mirrors: m("https://m")}, "index.docker.io/library/nginx", "https://m/v2 " + hub, "upstream"},
@@ -260,7 +272,7 @@ func TestProfileToHosts(t *testing.T) {
 		{"2.4.2", profiles.Registry{Host: "quay.io", Mirrors: one(profiles.Endpoint{URL: "http://m:80", SkipVerify: &yes})}, "quay.io/a", "http://m:80/v2 https://quay.io/v2", "upstream"},
 		{"2.0.11", profiles.Registry{Host: "quay.io", Mirrors: one(profiles.Endpoint{URL: "http://m:5000", DialTimeout: time.Second})}, "quay.io/a", "https://m:5000/v2|http https://quay.io/v2", "upstream"},
 		{"2.4.2", profiles.Registry{Host: "quay.io", Mirrors: one(profiles.Endpoint{URL: "http://m:5000", DialTimeout: time.Second})}, "quay.io/a", "http://m:5000/v2 https://quay.io/v2", "upstream"},
-		{"1.7.35 2.0.0 2.0.7 2.1.9", profiles.Registry{Host: "quay.io", Mirrors: one(profiles.Endpoint{URL: "https://m", DialTimeout: 5 * time.Second})}, "quay.io/a", "https://m/v2 https://quay.io/v2", "upstream"},
+		{"2.0.7 2.1.0 2.1.9", profiles.Registry{Host: "quay.io", Mirrors: one(profiles.Endpoint{URL: "https://m", DialTimeout: 5 * time.Second})}, "quay.io/a", "https://m/v2 https://quay.io/v2", "upstream"},
 		{"1.6.20 1.7.35 2.4.2", profiles.Registry{Host: "quay.io", Mirrors: one(profiles.Endpoint{URL: "https://m", CA: []profiles.LocalFile{local}})}, "quay.io/a", "https://m/v2 https://quay.io/v2", ""},
 		{"2.4.2", profiles.Registry{Host: "quay.io", Mirrors: one(profiles.Endpoint{URL: "https://m", CA: []profiles.LocalFile{local, {Path: "/y/ca.pem"}}})}, "quay.io/a", "https://m/v2 https://quay.io/v2", ""},
 		{"2.4.2", profiles.Registry{Host: "quay.io", Mirrors: one(profiles.Endpoint{URL: "https://m", Client: client})}, "quay.io/a", "https://m/v2 https://quay.io/v2", ""},
@@ -272,7 +284,7 @@ func TestProfileToHosts(t *testing.T) {
 		{"1.6.20 2.4.2", profiles.Registry{Host: "quay.io", Mirrors: one(profiles.Endpoint{URL: "https://m", Capabilities: []string{"pull"}})}, "quay.io/a", "-https://m/v2 https://quay.io/v2", "upstream"},
 		{"2.4.2", profiles.Registry{Host: "quay.io", Mirrors: one(profiles.Endpoint{URL: "https://m", Capabilities: []string{"Pull", "RESOLVE"}})}, "quay.io/a", "https://m/v2 https://quay.io/v2", "upstream"},
 		{"2.4.2", profiles.Registry{Host: "quay.io", Mirrors: one(profiles.Endpoint{URL: "https://m", Capabilities: []string{"push"}})}, "quay.io/a", "-https://m/v2 https://quay.io/v2", "upstream"},
-		{"2.1.9 2.2.7", profiles.Registry{Host: "quay.io", Mirrors: one(profiles.Endpoint{URL: "https://m", Capabilities: []string{"pull", "resolve", "referrers"}})}, "quay.io/a", "https://m/v2 https://quay.io/v2", "upstream"},
+		{"2.2.0 2.2.7 2.4.2", profiles.Registry{Host: "quay.io", Mirrors: one(profiles.Endpoint{URL: "https://m", Capabilities: []string{"pull", "resolve", "referrers"}})}, "quay.io/a", "https://m/v2 https://quay.io/v2", "upstream"},
 		{"2.4.2", profiles.Registry{Host: "quay.io", Deny: true, Mirrors: one(profiles.Endpoint{URL: "https://m", Capabilities: []string{"pull"}})}, "quay.io/a", "-https://m/v2", "nobody"},
 		{"2.4.2", profiles.Registry{Host: "quay.io", Deny: true, Mirrors: one(profiles.Endpoint{URL: "https://m", Capabilities: []string{"pull"}})}, "quay.io/a@sha256:" + strings.Repeat("a", 64), "https://m/v2", "server"},
 		{"1.6.20 1.7.35 2.4.2", profiles.Registry{Host: "r:5000"}, "r:5000/a", "https://r:5000/v2", "upstream"},
@@ -302,7 +314,14 @@ func TestProfileToHosts(t *testing.T) {
 		{"2.4.2", profiles.Registry{Host: "*", Server: &profiles.Endpoint{SkipVerify: &yes}}, "quay.io/a", "https://quay.io/v2", "upstream"},
 		{"2.4.2", profiles.Registry{Host: "quay.io", Mirrors: m("https://m")}, "gcr.io/a", "https://gcr.io/v2", "upstream"},
 		{"2.4.2", profiles.Registry{Host: "quay.io", Mirrors: m("https://quay.io")}, "quay.io/a", "https://quay.io/v2 https://quay.io/v2", "upstream"},
-	} {
+	}
+}
+
+// What a profile says, and whom containerd then asks. Each is read back by containerd's own
+// parser.
+func TestProfileToHosts(t *testing.T) {
+	count := 0
+	for _, c := range profilesHosts() {
 		for release := range strings.FieldsSeq(c.releases) {
 			count++
 			t.Run(fmt.Sprintf("%d %s %s", count, release, c.image), func(t *testing.T) {
@@ -487,11 +506,11 @@ func TestRequests(t *testing.T) {
 			"HEAD https://registry-1.docker.io/v2/library/nginx/manifests/" + digest,
 		}},
 		{"push", "2.4.2", "nginx:1", []string{
-			"HEAD https://inbox/v2/library/nginx/blobs/DIGEST?ns=docker.io", "POST https://inbox/v2/library/nginx/blobs/uploads/?ns=docker.io",
+			"HEAD https://inbox/v2/library/nginx/blobs/DIGEST?ns=docker.io", "POST https://inbox/v2/library/nginx/blobs/uploads/?ns=docker.io", "PUT LOCATION?digest=DIGEST&ns=docker.io",
 			"HEAD https://inbox/v2/library/nginx/manifests/1?ns=docker.io", "PUT https://inbox/v2/library/nginx/manifests/1?ns=docker.io",
 		}},
 		{"push", "2.2.7", "nginx:1", []string{
-			"HEAD https://inbox/v2/library/nginx/blobs/DIGEST", "POST https://inbox/v2/library/nginx/blobs/uploads/",
+			"HEAD https://inbox/v2/library/nginx/blobs/DIGEST", "POST https://inbox/v2/library/nginx/blobs/uploads/", "PUT LOCATION?digest=DIGEST",
 			"HEAD https://inbox/v2/library/nginx/manifests/1", "PUT https://inbox/v2/library/nginx/manifests/1",
 		}},
 	} {
@@ -610,6 +629,43 @@ func TestAround(t *testing.T) {
 	x = explain(with("", nil), func(q *registry.Query) { legacy(q); q.Image = "nginx" })
 	if diff := cmp.Diff([]string{"https://all/v2", "https://registry-1.docker.io/v2"}, short(x)); diff != "" {
 		t.Error(diff)
+	}
+	// Their TLS, which is for 1.x without config_path alone.
+	ca := tree{"/x/ca.pem": "junk", "/x/c.pem": string(pair)}
+	secure := func(change func(*registry.LegacyTLS)) func(*registry.Query) {
+		return func(q *registry.Query) {
+			legacy(q)
+			l := registry.LegacyTLS{CA: "/x/ca.pem", Cert: "/x/c.pem", Key: "/x/c.pem", SkipVerify: true, Place: "/etc/containerd/config.toml:7"}
+			if change != nil {
+				change(&l)
+			}
+			q.LegacyTLS = map[string]registry.LegacyTLS{"m:5000": l}
+		}
+	}
+	x = explain(with("", ca), secure(nil))
+	if h := x.Hosts[0]; x.Fails || h.CA[0] != "/x/ca.pem" || h.Client[0] != [2]string{"/x/c.pem", "/x/c.pem"} || !h.SkipVerify || x.Hosts[1].SkipVerify || h.PlainHTTP != "plain HTTP" {
+		t.Errorf("%+v", x)
+	}
+	for want, change := range map[string]func(*registry.LegacyTLS){
+		"the CA file /x/none.pem cannot be read": func(l *registry.LegacyTLS) { l.CA = "/x/none.pem" },
+		"and no key_file":                        func(l *registry.LegacyTLS) { l.Key = "" },
+		"and no cert_file":                       func(l *registry.LegacyTLS) { l.Cert = "" },
+		"the client certificate /x/ca.pem":       func(l *registry.LegacyTLS) { l.Cert = "/x/ca.pem" },
+	} {
+		if x = explain(with("", ca), secure(change)); !x.Fails || !strings.Contains(x.Outcome, want) {
+			t.Errorf("%s: %s", want, x.Outcome)
+		}
+	}
+	x = explain(with("", ca), func(q *registry.Query) { secure(nil)(q); q.ConfigPath, q.Legacy = registry.Root, nil })
+	if !x.Fails || !strings.Contains(x.Outcome, "refuses to start CRI") {
+		t.Errorf("tls beside config_path: %s", x.Outcome)
+	}
+	x = explain(with("", ca), func(q *registry.Query) {
+		secure(nil)(q)
+		q.ConfigPath, q.Release = registry.Root, releases.MustVersion("2.1.9")
+	})
+	if h := x.Hosts[0]; x.Fails || h.SkipVerify || !strings.Contains(strings.Join(x.Notes, " "), `registry.configs."m:5000".tls (/etc/containerd/config.toml:7): containerd 2 does not know it`) {
+		t.Errorf("tls on 2.x: %+v", x)
 	}
 	x = explain(with("", nil), func(q *registry.Query) { q.ConfigPath, q.Release = "", releases.MustVersion("1.7.35") })
 	if len(x.Hosts) != 1 || !strings.Contains(strings.Join(x.Notes, " "), "there is no config_path") {

@@ -56,6 +56,9 @@ func readBack(reg profiles.Registry, host string, file desired.File, spec *profi
 	if f.Err != nil {
 		return fmt.Errorf("containerd %s finds %w", spec.Containerd.Version, f.Err)
 	}
+	if len(f.anyhow) > 0 {
+		return fmt.Errorf("containerd %s asks %s in any order", spec.Containerd.Version, strings.Join(f.anyhow, " and "))
+	}
 	// Without the names of certificates, which are not where they will be.
 	got, err := parse(f.Bare, host)
 	if err != nil {

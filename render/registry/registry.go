@@ -129,13 +129,13 @@ func (b *builder) files(dir string) []desired.File {
 		if !ok {
 			continue
 		}
-		if id := strings.ToLower(e.url); seen[id] {
-			// containerd would ignore the whole file, and so all mirrors.
+		// For a table that is there twice, containerd would ignore the whole file, and so all
+		// mirrors. A path tells capitals from small letters, and a host does not.
+		if seen[e.id] {
 			b.faults.Errorf(b.spec.Origin(field+".url"), "name it once", "mirror %s is there twice", e.url)
 			continue
-		} else {
-			seen[id] = true
 		}
+		seen[e.id] = true
 		f.hosts = append(f.hosts, e)
 	}
 	switch n := len(f.hosts); {
@@ -151,7 +151,7 @@ func (b *builder) files(dir string) []desired.File {
 		f.server = b.server()
 	}
 	if !b.spec.Containerd.Version.AtLeast(2, 0, 0) {
-		f.inline = slices.ContainsFunc(f.hosts, func(e endpoint) bool { return strings.Contains(e.url, "]") })
+		f.dotted = slices.ContainsFunc(f.hosts, func(e endpoint) bool { return strings.Contains(e.url, "]") })
 	}
 	content, err := f.encode()
 	if err != nil {
@@ -257,6 +257,7 @@ func (b *builder) endpoint(e profiles.Endpoint, field, urlField string) (endpoin
 	}
 	out := b.settings(e, field)
 	out.url = u.String()
+	out.id = u.Scheme + "://" + strings.ToLower(u.Host) + u.EscapedPath()
 	// In 2.0 a dial timeout counts as one of the TLS settings.
 	if u.Scheme == "http" && (len(e.CA) > 0 || len(e.Client) > 0 || e.SkipVerify != nil ||
 		e.DialTimeout != 0 && b.spec.Containerd.Version.Line() == "2.0") {
@@ -300,8 +301,8 @@ func (b *builder) settings(e profiles.Endpoint, field string) endpoint {
 		if releases.DialTimeoutSupported(v) {
 			add("dial_timeout", e.DialTimeout.String())
 		} else {
-			b.faults.Warnf(b.spec.Origin(field+".dialTimeout"), "containerd 2.0.7 and 2.1 have it",
-				"containerd %s has no dial timeout: left out", v)
+			b.faults.Errorf(b.spec.Origin(field+".dialTimeout"), "leave it out, or take containerd 2.0.7 or 2.1",
+				"containerd %s has no dial timeout", v)
 		}
 	}
 	out.header = b.header(e.Header, field)
@@ -315,11 +316,7 @@ func (b *builder) capabilities(given []string, field string) []string {
 		switch c = strings.ToLower(c); {
 		case c == "referrers" && !releases.ReferrersSupported(b.spec.Containerd.Version):
 			// The older parser refuses the whole file, and mirrors vanish.
-			if len(given) == 1 {
-				b.faults.Errorf(at, "containerd 2.2 has it", "containerd %s does not know the capability referrers", b.spec.Containerd.Version)
-			} else {
-				b.faults.Warnf(at, "containerd 2.2 has it", "containerd %s does not know the capability referrers: left out", b.spec.Containerd.Version)
-			}
+			b.faults.Errorf(at, "leave it out, or take containerd 2.2", "containerd %s does not know the capability referrers", b.spec.Containerd.Version)
 		case slices.Contains([]string{"pull", "resolve", "push", "referrers"}, c):
 			out = append(out, c)
 		default:
@@ -344,6 +341,10 @@ func (b *builder) header(given []profiles.Header, field string) []line {
 			v, err := b.read.Secret(s)
 			if err != nil {
 				b.faults.Errorf(cmp.Or(s.Origin, at), "", "read header %s: %v", h.Name, err)
+				continue
+			}
+			if v == "" && s.Referenced() {
+				b.faults.Errorf(cmp.Or(s.Origin, at), "fill it, or take the header away", "the value of header %s is empty", h.Name)
 				continue
 			}
 			if strings.ContainsFunc(v, func(r rune) bool { return r != '\t' && unicode.IsControl(r) }) || !utf8.ValidString(v) {

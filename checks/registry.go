@@ -14,6 +14,7 @@ import (
 	"github.com/pelletier/go-toml/v2"
 
 	"github.com/nodeprep/nodeprep/internal/configtoml"
+	"github.com/nodeprep/nodeprep/internal/desired"
 	"github.com/nodeprep/nodeprep/internal/releases"
 	"github.com/nodeprep/nodeprep/profiles"
 	"github.com/nodeprep/nodeprep/render/registry"
@@ -55,11 +56,19 @@ func registryChecks() []Check {
 		},
 		{
 			ID: "registry/deny", Stage: Audit, Severity: Required,
-			Why:    "A hosts.toml without a server of its own falls back to the registry itself, which the profile denies.",
+			Why:    "A hosts.toml without a server of its own falls back to the registry itself, which the profile denies; a folder that the profile does not know goes before its \"*\".",
 			Source: "containerd docs/hosts.md, server",
 			Needs:  []string{NeedProfile, hostsCheck},
 			Remedy: "nodeprep apply --adopt",
 			Run:    denied,
+		},
+		{
+			ID: "registry/foreign", Stage: Audit, Severity: Recommended,
+			Why:    "A folder that the profile does not know goes before its \"*\": images of that registry go another way than the profile says.",
+			Source: "containerd core/remotes/docker/config/config_unix.go, hostPaths",
+			Needs:  []string{NeedProfile, hostsCheck},
+			Remedy: "# name the registry in the profile, or remove its folder",
+			Run:    foreignFolders,
 		},
 		{
 			ID: caCheck, Stage: Audit, Severity: Required,
@@ -211,6 +220,11 @@ func (c *certs) hosts(host string) []endpoint {
 				e.locate()
 				return []endpoint{e}
 			}
+			// A folder of which nothing counts keeps containerd from looking at _default all
+			// the same.
+			e := endpoint{registry: host, server: true}
+			e.locate()
+			return []endpoint{e}
 		}
 	}
 	e := endpoint{registry: host, server: true}
@@ -641,6 +655,16 @@ func denied(_ context.Context, n *Node) []Result {
 			continue
 		}
 		count++
+		if reg.Host == "*" {
+			for _, f := range n.foreign(c) {
+				if to := c.leaks(f, reg); to != "" {
+					out = append(out, Result{
+						Verdict: Fail, Object: f.registry, Observed: "its folder is not the profile's, and lets pulls go to " + to, Wanted: "only " + mirrorsOf(reg),
+						Place: f.path, Remedy: fmt.Sprintf("# name %s in the profile, or remove %s", f.registry, f.path),
+					})
+				}
+			}
+		}
 		host := reg.Host
 		if host == "*" {
 			host = "registry.invalid"
@@ -664,6 +688,62 @@ func denied(_ context.Context, n *Node) []Result {
 		return pass("the profile denies no upstream")
 	}
 	return orPass(out, "%d registries, none falls back to upstream", count)
+}
+
+// foreign are the folders that containerd reads and the profile does not render: nodeprep
+// leaves them alone.
+func (n *Node) foreign(c *certs) []folder {
+	files, _ := registry.Files(n.Spec, nil)
+	return slices.DeleteFunc(slices.Clone(c.folders), func(f folder) bool {
+		return f.unread != "" || slices.ContainsFunc(files, func(file desired.File) bool { return path.Dir(file.Path) == f.path })
+	})
+}
+
+// leaks is a host that a folder lets pulls go to and the profile's entry for all does not, ""
+// for none.
+func (c *certs) leaks(f folder, all profiles.Registry) string {
+	hosts := c.hosts(f.registry)
+	if f.registry == "*" {
+		hosts = c.hosts("registry.invalid")
+	}
+	for _, e := range slices.Backward(hosts) {
+		if !registry.Contacts(all, e.host) {
+			return e.scheme + "://" + e.host
+		}
+	}
+	return ""
+}
+
+func foreignFolders(_ context.Context, n *Node) []Result {
+	c, err := n.certs()
+	if err != nil {
+		return unknown(err)
+	}
+	if c.err != nil {
+		return unknown(c.err)
+	}
+	folders := n.foreign(c)
+	if len(folders) == 0 {
+		return pass("no folders but the profile's")
+	}
+	var out []Result
+	var names []string
+	all := slices.IndexFunc(n.Spec.Registries, func(r profiles.Registry) bool { return r.Host == "*" })
+	for _, f := range folders {
+		names = append(names, f.name)
+		if all < 0 || f.registry == "*" {
+			continue
+		}
+		reg := n.Spec.Registries[all]
+		if reg.Deny && c.leaks(f, reg) != "" {
+			continue // registry/deny says so
+		}
+		out = append(out, Result{
+			Verdict: Warn, Object: f.registry, Observed: "its images go to " + hostNames(c.hosts(f.registry)) + ", by a folder that is not the profile's", Wanted: `the profile's "*"`, Place: f.path,
+			Remedy: fmt.Sprintf("# name %s in the profile, or remove %s", f.registry, f.path),
+		})
+	}
+	return orPass(out, "not the profile's, and left alone: %s", strings.Join(names, ", "))
 }
 
 func mirrorsOf(reg profiles.Registry) string {

@@ -90,6 +90,9 @@ func TestHostsFile(t *testing.T) {
 		"no host table in 1.7.24":   {"1.7.24", "server = \"https://m.example.com\"\n", []want{{verdict: Fail, observed: "1.7.24 takes the whole file for broken", remedy: `printf '\n[host]\n' >> ` + file}}},
 		"empty host table":          {"1.7.24", "server = \"https://m.example.com\"\n[host]\n", []want{{verdict: Pass}}},
 		"inline host in 1.7":        {"1.7.24", "[host]\n\"https://m.example.com\" = {capabilities = [\"pull\"]}\n", []want{{verdict: Pass}}},
+		"TOML 1.1 in 2.1":           {"2.1.9", "[host.a]\nx = {y = 1,}\n", []want{{verdict: Fail, object: file, observed: "containerd 2.1.9 finds a comma at the end of an inline table"}}},
+		"TOML 1.1 in 2.4":           {"2.4.2", "[host.a]\nx = {y = 1,}\n", []want{{verdict: Pass}}},
+		"host is no table in 1.7":   {"1.7.34", "host = []\n", []want{{verdict: Fail, observed: "containerd 1.7.34 finds host is no table"}}},
 		"inline host in 2":          {"2.0.0", "[host]\n\"https://m.example.com\" = {capabilities = [\"pull\"]}\n", []want{{verdict: Fail, observed: "is never asked", place: file + ":2"}}},
 		"dotted host in 2":          {"2.4.2", "host.\"https://m.example.com\".skip_verify = true\n", []want{{verdict: Fail, observed: "is never asked", place: file + ":1"}}},
 		"bracket in 1.7":            {"1.7.24", "[host.\"https://[::1]:5000\"]\n", []want{{verdict: Fail, observed: "takes no ]", place: file + ":1"}}},
@@ -276,6 +279,53 @@ func TestDeny(t *testing.T) {
 	all := files{"_default/hosts.toml": denies}
 	expect(t, hostsOf(t, "2.4.2", all, profile(true, "*")), id, want{verdict: Pass})
 	expect(t, hostsOf(t, "2.4.2", all, profile(true, "docker.io")), id, want{verdict: Pass})
+
+	// Somebody else's folder goes before the profile's "*", and lets pulls out.
+	for name, to := range map[string]string{
+		"quay.io/hosts.toml":  "https://quay.io",
+		"quay.io/ca.txt":      "https://quay.io",
+		"r.example_5000_/x":   "https://r.example:5000",
+		"docker.io/none/here": "https://registry-1.docker.io",
+	} {
+		dir, _, _ := strings.Cut(name, "/")
+		object := strings.NewReplacer("_5000_", ":5000").Replace(dir)
+		text := "[host.\"https://m.example.com\"]\n"
+		expect(t, hostsOf(t, "2.4.2", files{"_default/hosts.toml": denies, name: text}, profile(true, "*")), id, want{
+			verdict: Fail, object: object, observed: "not the profile's, and lets pulls go to " + to, wanted: "only https://m.example.com", place: certsD + dir, remedy: "remove " + certsD + dir,
+		})
+	}
+	expect(t, hostsOf(t, "2.4.2", files{"_default/hosts.toml": denies, "quay.io/hosts.toml": denies}, profile(true, "*")), id, want{verdict: Pass})
+	expect(t, hostsOf(t, "2.4.2", files{"_default/hosts.toml": denies, "quay.io/hosts.toml": denies + "[host.\"https://quay.io\"]\n"}, profile(true, "*")), id, want{verdict: Fail, observed: "lets pulls go to https://quay.io"})
+}
+
+// containerd 1.x takes inline tables in any order.
+func TestInlineHosts(t *testing.T) {
+	const id, two = "registry/ignored", "[host]\n\"https://a\" = {}\n\"https://b\" = {}\n"
+	expect(t, oneHosts(t, "1.7.34", two), id, want{verdict: Warn, observed: "hosts https://a and https://b are inline tables, which containerd 1.7.34 asks in any order", place: ":2"})
+	expect(t, oneHosts(t, "1.7.34", "[host]\n\"https://a\".skip_verify = false\n\"https://b\".skip_verify = false\n"), id, want{verdict: Pass})
+}
+
+// Folders of others are left alone, and those that go before the profile's "*" are shown.
+func TestForeignFolders(t *testing.T) {
+	const id = "registry/foreign"
+	profile := func(deny bool, names ...string) func(*Outside) {
+		var regs []profiles.Registry
+		for _, name := range names {
+			regs = append(regs, profiles.Registry{Host: name, Deny: deny, Mirrors: []profiles.Endpoint{{URL: "https://m.example.com"}}})
+		}
+		return withSpec(profiles.Spec{Profiles: []string{"/root/node.yaml"}, Registries: regs, Containerd: profiles.Containerd{Component: profiles.Component{Version: releases.MustVersion("2.4.2")}}})
+	}
+	mirror := "server = \"https://m.example.com\"\n"
+	f := files{"_default/hosts.toml": mirror, "docker.io/hosts.toml": mirror, "quay.io/hosts.toml": mirror, "team/hosts.toml": mirror}
+	expect(t, hostsOf(t, "2.4.2", f, profile(false, "docker.io", "quay.io")), id, want{verdict: Pass, observed: "not the profile's, and left alone: _default"})
+	expect(t, hostsOf(t, "2.4.2", f, profile(false, "docker.io", "quay.io", "*")), id, want{verdict: Pass, observed: "no folders but the profile's"})
+	for _, deny := range []bool{false, true} {
+		expect(t, hostsOf(t, "2.4.2", f, profile(deny, "docker.io", "*")), id, want{
+			verdict: Warn, object: "quay.io", observed: "its images go to m.example.com, by a folder that is not the profile's", wanted: `the profile's "*"`, place: certsD + "quay.io", remedy: "# name quay.io in the profile, or remove " + certsD + "quay.io",
+		})
+	}
+	f["quay.io/hosts.toml"] = "server = \"https://quay.io\"\n"
+	expect(t, hostsOf(t, "2.4.2", f, profile(true, "docker.io", "*")), id, want{verdict: Pass})
 }
 
 // newKeys makes a self-signed certificate for hosts, in PEM, that is valid so long.

@@ -60,6 +60,10 @@ func (d *differ) masks(p string) bool {
 // unitDir is where the host's own units are.
 const unitDir = "/etc/systemd/system"
 
+// hostsDirs is the name of the folder whose folders are registries' (containerd
+// docs/hosts.md): one that is left over changes where pulls go.
+const hostsDirs = "certs.d"
+
 // defaultUnit is restarted by changes that name no unit.
 const defaultUnit = systemd.UnitName
 
@@ -731,11 +735,25 @@ func (d *differ) removal(own *Owned, needed, gone map[string]bool) (*Item, error
 		if err != nil {
 			return nil, err
 		}
+		var others []string
+		used := false
 		for _, e := range entries {
 			if !gone[filepath.Join(real, e.Name())] {
-				return nil, nil // somebody uses it
+				used = true
+				if d.receipt.Find(path.Join(own.Path, e.Name())) == nil {
+					others = append(others, e.Name())
+				}
 			}
 		}
+		switch {
+		case !used:
+			return it, nil
+		case len(others) == 0 || path.Base(path.Dir(own.Path)) != hostsDirs:
+			return nil, nil // somebody uses it
+		}
+		it.Action, it.Reason = Leave, fmt.Sprintf("is no longer wanted, and stays because %s in it is not nodeprep's", strings.Join(others, ", "))
+		d.plan.Warnings.Warnf(diag.Origin{File: own.Path}, "remove it by hand if nobody needs it",
+			"%s: containerd takes the folder for the registry's settings, and does not look at _default", it.Reason)
 		return it, nil
 	}
 	drift, what, err := d.receipt.compare(real, fi, own, false)

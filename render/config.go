@@ -28,6 +28,7 @@ const (
 	criRuntime = "io.containerd.cri.v1.runtime"
 	grpcServer = "io.containerd.server.v1.grpc"
 	ttrpc      = "io.containerd.server.v1.ttrpc"
+	transfer   = "io.containerd.transfer.v1.local"
 )
 
 const (
@@ -56,6 +57,7 @@ func configFile(spec *profiles.Spec, r registry.Reader) (desired.File, diag.List
 	}
 	m := merger{spec: spec, faults: &faults}
 	m.merge(tree, spec.Containerd.Settings, nil)
+	unpackers(spec, tree)
 	if !faults.HasErrors() {
 		m.check(tree)
 	}
@@ -129,6 +131,56 @@ func configTree(spec *profiles.Spec) table {
 		tree["proxy_plugins"] = p
 	}
 	return tree
+}
+
+// unpackers tells the transfer service, through which CRI pulls since 2.1, for which
+// snapshotters it may unpack: it knows overlayfs by itself and nothing else, and for another one every pull
+// fails with "no unpack platforms defined" (configureUnpackPlatforms in plugins/transfer of
+// containerd 2.1.9 to 2.4.2).
+//
+// The list replaces that default. overlayfs, which ctr takes by itself, stays in it where an
+// entry may be optional: elsewhere a host whose disk overlayfs refuses would lose the service.
+func unpackers(spec *profiles.Spec, tree table) {
+	const overlayfs = "overlayfs"
+	v := spec.Containerd.Version
+	if !releases.TransferPull(v) {
+		return
+	}
+	used, _ := section(tree, "plugins", criImages)["snapshotter"].(string)
+	all := []string{cmp.Or(used, overlayfs)}
+	runtimes := section(tree, "plugins", criRuntime, "containerd", "runtimes")
+	for _, name := range slices.Sorted(maps.Keys(runtimes)) {
+		rt, _ := runtimes[name].(table)
+		if own, _ := rt["snapshotter"].(string); own != "" && !slices.Contains(all, own) {
+			all = append(all, own)
+		}
+	}
+	service := section(tree, "plugins", transfer)
+	if _, given := service["unpack_config"]; given || len(all) == 1 && all[0] == overlayfs {
+		if len(service) == 0 {
+			delete(section(tree, "plugins"), transfer)
+		}
+		return
+	}
+	var list []any
+	add := func(snapshotter string, optional bool) {
+		t := table{"platform": "linux/" + spec.Arch, "snapshotter": snapshotter}
+		if snapshotter == "erofs" {
+			// Its layers are made by a differ of its own (docs/snapshotters/erofs.md).
+			t["differ"] = "erofs"
+		}
+		if optional {
+			t["optional"] = true
+		}
+		list = append(list, t)
+	}
+	for _, s := range all {
+		add(s, false)
+	}
+	if !slices.Contains(all, overlayfs) && releases.OptionalUnpackSupported(v) {
+		add(overlayfs, true)
+	}
+	service["unpack_config"] = list
 }
 
 // imageSection is the plugin whose registry and image keys count.

@@ -174,6 +174,57 @@ func TestProxyPlugins(t *testing.T) {
 	}
 }
 
+// TestUnpackers: since 2.1 a pull with a snapshotter that the transfer service does not
+// know fails, and it knows overlayfs alone.
+func TestUnpackers(t *testing.T) {
+	native := map[string]any{"platform": "linux/amd64", "snapshotter": "native"}
+	erofs := map[string]any{"platform": "linux/amd64", "snapshotter": "erofs", "differ": "erofs"}
+	overlay := map[string]any{"platform": "linux/amd64", "snapshotter": "overlayfs"}
+	mayBe := map[string]any{"platform": "linux/amd64", "snapshotter": "overlayfs", "optional": true}
+	of := func(snapshotter string) func(*profiles.Spec) {
+		return func(s *profiles.Spec) { s.Containerd.Snapshotter = snapshotter }
+	}
+	settings := func(snapshotter string, plugins map[string]any) func(*profiles.Spec) {
+		return func(s *profiles.Spec) {
+			s.Containerd.Snapshotter = snapshotter
+			s.Containerd.Settings = map[string]any{"plugins": plugins}
+		}
+	}
+	own := map[string]any{criRuntime: map[string]any{"containerd": map[string]any{"runtimes": map[string]any{"runc": map[string]any{"snapshotter": "native"}}}}}
+	given := []any{map[string]any{"platform": "linux/amd64", "snapshotter": "mine"}}
+	for name, c := range map[string]struct {
+		versions []string
+		change   func(*profiles.Spec)
+		want     any
+	}{
+		"overlayfs needs no word":                  {[]string{"2.0.11", "2.1.9", "2.2.7", "2.3.4", "2.4.2"}, of("overlayfs"), nil},
+		"older ones pull by themselves":            {[]string{"1.6.39", "1.7.34", "2.0.11"}, of("native"), nil},
+		"another one":                              {[]string{"2.1.9", "2.2.7"}, of("native"), []any{native}},
+		"another one, and ctr's where it is there": {[]string{"2.3.4", "2.4.2"}, of("native"), []any{native, mayBe}},
+		"erofs has a differ of its own":            {[]string{"2.1.9"}, of("erofs"), []any{erofs}},
+		"a runtime's own":                          {[]string{"2.1.9", "2.4.2"}, settings("overlayfs", own), []any{overlay, native}},
+		"chosen by settings":                       {[]string{"2.1.9"}, settings("overlayfs", map[string]any{criImages: map[string]any{"snapshotter": "native"}}), []any{native}},
+		"said by settings":                         {[]string{"2.1.9", "2.4.2"}, settings("native", map[string]any{transfer: map[string]any{"unpack_config": given}}), given},
+	} {
+		for _, v := range c.versions {
+			t.Run(name+"/"+v, func(t *testing.T) {
+				spec := newSpec(v)
+				c.change(spec)
+				tree, _, faults := config(t, spec)
+				if faults.HasErrors() {
+					t.Fatal(faults)
+				}
+				if diff := cmp.Diff(c.want, at(tree, "plugins", transfer, "unpack_config")); diff != "" {
+					t.Errorf("unpack_config (-want +got):\n%s", diff)
+				}
+				if at(tree, "plugins", transfer) != nil && c.want == nil {
+					t.Error("an empty section is left")
+				}
+			})
+		}
+	}
+}
+
 func plainAuth(user, password string) *profiles.Auth {
 	return &profiles.Auth{Username: profiles.Secret{Value: user, Plain: true}, Password: profiles.Secret{Value: password}}
 }

@@ -188,6 +188,10 @@ func CredentialsSupported(v Version) bool { return !v.AtLeast(2, 7, 0) }
 // no credentials from config.toml: with some there it pulls the old way.
 func TransferPull(v Version) bool { return v.AtLeast(2, 1, 0) }
 
+// OptionalUnpackSupported says whether an unpack_config entry of the transfer service may be
+// optional; without it one whose snapshotter is not there keeps the service from loading.
+func OptionalUnpackSupported(v Version) bool { return v.AtLeast(2, 3, 0) }
+
 // BareHostTableNeeded says whether a hosts.toml without any [host] table is taken
 // for broken, and so ignored (containerd issue 10027; fixed in 1.7.32 and 2.0).
 func BareHostTableNeeded(v Version) bool { return !v.AtLeast(1, 7, 32) }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -121,6 +122,7 @@ func diff(ctx context.Context, h *host.Host, state *desired.State, receipt *Rece
 	images, err := d.images(ctx)
 	note(err)
 	note(d.removals())
+	note(d.hostsOfOthers())
 	if d.plan.live {
 		note(d.kernel())
 	}
@@ -776,6 +778,44 @@ func (d *differ) removal(own *Owned, needed, gone map[string]bool) (*Item, error
 		}
 	}
 	return it, nil
+}
+
+// hostsOfOthers tells of registries' folders beside ours that are not nodeprep's. They
+// stay, and where pulls of their registries go they decide and not the profile.
+func (d *differ) hostsOfOthers() error {
+	ours, roots := map[string]bool{}, map[string]bool{}
+	mark := func(file string) {
+		if dir := path.Dir(file); path.Base(path.Dir(dir)) == hostsDirs {
+			ours[dir], roots[path.Dir(dir)] = true, true
+		}
+	}
+	for _, f := range d.state.Files {
+		if f.Format == desired.FormatHosts {
+			mark(f.Path)
+		}
+	}
+	if d.receipt != nil {
+		for _, own := range d.receipt.Owned {
+			// Also what is left of a folder that was ours, which is told of already.
+			mark(own.Path)
+			if path.Base(path.Dir(own.Path)) == hostsDirs {
+				ours[own.Path] = true
+			}
+		}
+	}
+	for _, root := range slices.Sorted(maps.Keys(roots)) {
+		entries, err := d.root.ReadDir(root)
+		if err != nil && !isAbsent(err) {
+			return fmt.Errorf("list %s: %w", root, err)
+		}
+		for _, e := range entries {
+			if dir := path.Join(root, e.Name()); !ours[dir] && (e.IsDir() || e.Type()&fs.ModeSymlink != 0) {
+				d.plan.Warnings.Warnf(diag.Origin{File: dir}, "remove it by hand if nobody needs it",
+					"is not nodeprep's, and stays: containerd takes it for the settings of its registry")
+			}
+		}
+	}
+	return nil
 }
 
 func (d *differ) wantedArtifact(component string) *desired.Artifact {

@@ -714,6 +714,20 @@ func TestRegistryThatLeaves(t *testing.T) {
 	if diff := cmp.Diff(want, actions(n.diff())); diff != "" {
 		t.Errorf("plan (-want +got):\n%s", diff)
 	}
+	// Another's is told of, as long as there are any of ours.
+	const theirs = root + "/other"
+	told := func(p *Plan) (list []string) {
+		for _, w := range p.Warnings {
+			if w.File == theirs && strings.Contains(w.Message, "is not nodeprep's, and stays") {
+				continue
+			}
+			list = append(list, w.String())
+		}
+		return list
+	}
+	if plan := n.diff(); len(plan.Warnings) != 1 || len(told(plan)) != 0 {
+		t.Errorf("%s is not told of: %v", theirs, plan.Warnings)
+	}
 
 	// With a file of somebody's in it.
 	n.write(dir+"/notes.txt", "mine")
@@ -722,7 +736,7 @@ func TestRegistryThatLeaves(t *testing.T) {
 		t.Errorf("plan (-want +got):\n%s", diff)
 	}
 	for range 2 {
-		if len(plan.Warnings) != 1 || !strings.Contains(plan.Warnings[0].String(), left) || !strings.Contains(plan.Warnings[0].String(), "does not look at _default") {
+		if list := told(plan); len(list) != 1 || !strings.Contains(list[0], left) || !strings.Contains(list[0], "does not look at _default") {
 			t.Errorf("warnings %v", plan.Warnings)
 		}
 		n.apply()

@@ -621,10 +621,15 @@ func (r *resolver) registry(host string, g RegistrySection) {
 	if host == "*" && !r.unknown && !releases.DefaultDirSupported(v) {
 		r.fault(at, "name the registries one by one, or take 1.6.17 or newer", "containerd %s does not read the folder for every registry; it came with 1.6.17", v)
 	}
-	switch host {
-	case "index.docker.io":
+	if host != "*" && host != "localhost" && !strings.ContainsAny(host, ".:") {
+		// reference.ParseDockerRef takes it for the first part of a name on Docker Hub.
+		r.warn(at, "write its full name, such as "+host+".example.com", "%s has neither a dot nor a port: images named %s/... are Docker Hub's, so this entry is never read", host, host)
+	}
+	switch hub, ok := Hub(host); {
+	case !ok, host == "docker.io":
+	case hub.Unread:
 		r.warn(at, "write docker.io", "images of Docker Hub are looked up under docker.io, so this entry is never read")
-	case "registry-1.docker.io", "registry.hub.docker.com", "hub.docker.com":
+	default:
 		r.warn(at, "write docker.io", "images of Docker Hub are looked up under docker.io; this entry is for images that are named %s/... alone", host)
 	}
 	seen := map[string]string{}
@@ -656,6 +661,9 @@ func (r *resolver) registry(host string, g RegistrySection) {
 	case out.Server != nil:
 		r.fault(at+".upstream", "remove them, or allow the upstream", "upstream is denied, and the entry says how to speak to it: %s", strings.Join(serverKeys(g), ", "))
 	}
+	if i := slices.IndexFunc(g.Mirrors, func(m MirrorSection) bool { return isUpstream(host, m.URL) }); out.Deny && i >= 0 {
+		r.fault(index(at+".mirrors", i)+".url", "take the mirror away, or allow the upstream", "upstream is denied, and the mirror %s is the upstream", g.Mirrors[i].URL)
+	}
 	if out.Deny && len(out.Mirrors) > 0 && !slices.ContainsFunc(out.Mirrors, resolves) && !r.faultyUnder(at+".mirrors") {
 		r.warn(at+".upstream", "give a mirror the capability resolve", "upstream is denied and no mirror resolves tags, so images can be pulled by digest alone")
 	}
@@ -671,10 +679,31 @@ func (r *resolver) registry(host string, g RegistrySection) {
 	r.spec.Registries = append(r.spec.Registries, out)
 }
 
+// isUpstream says whether a URL goes to the registry itself.
+func isUpstream(registry, u string) bool {
+	parsed, err := url.Parse(u)
+	if err != nil || parsed.Host == "" {
+		return false
+	}
+	host, own := strings.ToLower(parsed.Host), strings.ToLower(registry)
+	for _, port := range []string{":443", ":80"} {
+		if parsed.Scheme == map[string]string{":443": "https", ":80": "http"}[port] {
+			host, own = strings.TrimSuffix(host, port), strings.TrimSuffix(own, port)
+		}
+	}
+	if hub, ok := Hub(host); ok && hub.Serves {
+		host = "docker.io"
+	}
+	return host == own
+}
+
 // notTheHub warns of a URL that goes to Docker Hub by a name that serves no images.
 func (r *resolver) notTheHub(at, u, hint string) {
 	parsed, err := url.Parse(u)
-	if err == nil && slices.Contains([]string{"docker.io", "index.docker.io", "hub.docker.com", "www.docker.com"}, strings.ToLower(parsed.Hostname())) {
+	if err != nil {
+		return
+	}
+	if hub, ok := Hub(strings.ToLower(parsed.Hostname())); ok && !hub.Serves {
 		r.warn(at, hint, "%s does not serve images", u)
 	}
 }
@@ -754,7 +783,12 @@ func (r *resolver) endpoint(at, u string, g EndpointSection) Endpoint {
 		r.fault(index(at+".capabilities", slices.Index(g.Capabilities, "referrers")), "leave it out",
 			"containerd %s ignores the whole file for the capability referrers; it came with 2.2.0", v)
 	}
+	given := map[string]string{}
 	for _, name := range sortedKeys(g.Header) {
+		if other := given[strings.ToLower(name)]; other != "" {
+			r.fault(at+".header."+name, "keep one of them", "the headers %s and %s are one to HTTP, which knows no capitals", other, name)
+		}
+		given[strings.ToLower(name)] = name
 		e.Header = append(e.Header, r.header(at+".header."+name, name, g.Header[name]))
 	}
 	r.endpointURL(at, u, g.OverridePath, e)
@@ -827,6 +861,8 @@ func (r *resolver) auth(host, at string, g AuthSection) *Auth {
 		r.fault(at, "give one of the two", "found both an identity token and a user name or password")
 	case user != password:
 		r.fault(at, "", "found a user name or a password, want both")
+	case strings.Contains(g.Username.Value, ":"):
+		r.fault(at+".username", "", "the user name has a colon, which ends it for the registry (RFC 7617)")
 	}
 	a := Auth(g)
 	a.Username.Plain = a.Username.Value != "" && a.Username.Value != Masked

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -31,6 +33,9 @@ type inputs struct {
 	bundled func(name string) ([]byte, error)
 	// masked leaves secrets unread: for output that does not show them anyway.
 	masked bool
+	// portable does without files that are not here: they are looked for where the profile
+	// is applied.
+	portable bool
 }
 
 // reader is in as the renderers want it; a nil *inputs is no Reader at all.
@@ -43,7 +48,11 @@ func reader(in *inputs) registry.Reader {
 
 // File reads a file that the profile names.
 func (in inputs) File(f profiles.LocalFile) ([]byte, error) {
-	return in.read(f.Path)
+	b, err := in.read(f.Path)
+	if in.portable && errors.Is(err, fs.ErrNotExist) {
+		return registry.Placeholders{}.File(f)
+	}
+	return b, err
 }
 
 // Now is the time by which certificates are judged.

@@ -52,8 +52,8 @@ func (a *app) validate(ctx context.Context, names []string, strict bool) error {
 	p := a.paint(a.out)
 	for _, name := range names {
 		var list diag.List
-		for _, a.source.node = range nodes {
-			list = append(list, a.findings(ctx, name)...)
+		for _, node := range nodes {
+			list = append(list, a.findings(ctx, name, node)...)
 		}
 		if strict {
 			for i := range list {
@@ -100,8 +100,9 @@ func (a *app) bundleNodes(ctx context.Context) ([]*bundle.Node, error) {
 }
 
 // findings are all of a profile's faults and warnings, down to those that only
-// rendering finds.
-func (a *app) findings(ctx context.Context, name string) diag.List {
+// rendering finds. node is the part of the bundle that it is held against, nil for none.
+func (a *app) findings(ctx context.Context, name string, node *bundle.Node) diag.List {
+	a.source.node = node // which what is below reads
 	l, err := a.loader(ctx)
 	if err != nil {
 		return diag.List{{Message: err.Error()}}
@@ -112,12 +113,12 @@ func (a *app) findings(ctx context.Context, name string) diag.List {
 	lock, err := a.ruling(ctx, name)
 	list = append(list, lockFaults(err)...)
 	facts := a.portableFacts()
-	if a.source.node != nil {
-		facts.Arch = a.source.node.Config.Architecture
+	if node != nil {
+		facts.Arch = node.Config.Architecture
 	}
 	// With a lock it is about the nodes that this is for.
 	arches := lock.Arches()
-	if len(arches) == 0 || a.source.node != nil && slices.Contains(arches, facts.Arch) {
+	if len(arches) == 0 || node != nil && slices.Contains(arches, facts.Arch) {
 		arches = []string{facts.Arch}
 	}
 	for _, facts.Arch = range arches {
@@ -126,7 +127,9 @@ func (a *app) findings(ctx context.Context, name string) diag.List {
 			continue
 		}
 		list = append(append(list, supportNotes(spec, time.Now())...), skipNotes(spec)...)
-		_, more, _ = desiredState(spec, nil, lock)
+		in := a.inputs(ctx)
+		in.masked, in.portable = true, true
+		_, more, _ = desiredState(spec, in, lock)
 		list = append(append(list, more...), sandboxFaults(ctx, spec)...)
 	}
 	return list

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/tls"
 	"crypto/x509"
@@ -25,6 +26,7 @@ type cert struct {
 	content []byte
 	secret  bool // holds a private key
 	broken  bool
+	unread  bool // a placeholder stands for it
 	judged  bool // as a CA
 }
 
@@ -32,7 +34,7 @@ type cert struct {
 // cannot load makes every pull from the registry fail, so it is tried here.
 func (b *builder) ca(f profiles.LocalFile) string {
 	c := b.cert(f)
-	if !c.broken && !b.placeholders && !c.judged {
+	if !c.broken && !c.unread && !c.judged {
 		c.judged = true
 		b.judgeCA(f, c)
 	}
@@ -152,6 +154,17 @@ func foundInstead(blocks []*pem.Block, content []byte) string {
 	return ""
 }
 
+// word makes a path one word of a shell's, which is no option either.
+func word(p string) string {
+	if strings.HasPrefix(p, "-") {
+		p = "./" + p
+	}
+	if p != "" && strings.Trim(p, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_/.:=@%+,-") == "" {
+		return p
+	}
+	return "'" + strings.ReplaceAll(p, "'", `'\''`) + "'"
+}
+
 // fromDER is the command that makes PEM of a file in DER, "" for another.
 func fromDER(f profiles.LocalFile, content []byte) string {
 	to := strings.TrimSuffix(f.Given, path.Ext(f.Given)) + ".pem"
@@ -159,13 +172,13 @@ func fromDER(f profiles.LocalFile, content []byte) string {
 		to += ".pem"
 	}
 	if certs, err := x509.ParseCertificates(content); err == nil && len(certs) > 0 {
-		return "it is in DER: openssl x509 -inform der -in " + f.Given + " -out " + to
+		return "it is in DER: openssl x509 -inform der -in " + word(f.Given) + " -out " + word(to)
 	}
 	_, errPKCS8 := x509.ParsePKCS8PrivateKey(content)
 	_, errPKCS1 := x509.ParsePKCS1PrivateKey(content)
 	_, errEC := x509.ParseECPrivateKey(content)
 	if errPKCS8 == nil || errPKCS1 == nil || errEC == nil {
-		return "it is in DER: openssl pkey -inform der -in " + f.Given + " -out " + to
+		return "it is in DER: openssl pkey -inform der -in " + word(f.Given) + " -out " + word(to)
 	}
 	return ""
 }
@@ -180,7 +193,7 @@ func (b *builder) client(given profiles.ClientCert) []string {
 	c, k := b.cert(given.Cert), b.cert(key)
 	// The file of the certificate may hold a key of its own.
 	c.secret, k.secret = c.secret || slices.ContainsFunc(pemBlocks(c.content), isKey), true
-	if !c.broken && !k.broken && !b.placeholders {
+	if !c.broken && !k.broken && !c.unread && !k.unread {
 		b.judgePair(given.Cert, key, c, k)
 	}
 	return []string{c.name, k.name}
@@ -190,7 +203,7 @@ func (b *builder) client(given profiles.ClientCert) []string {
 // them.
 func (b *builder) judgePair(certFile, keyFile profiles.LocalFile, c, k *cert) {
 	if slices.ContainsFunc(pemBlocks(k.content), func(b *pem.Block) bool { return isKey(b) && encrypted(b) }) {
-		b.faults.Errorf(keyFile.Origin, "openssl pkey -in "+keyFile.Given+" -out "+strings.TrimSuffix(keyFile.Given, path.Ext(keyFile.Given))+"-plain.pem",
+		b.faults.Errorf(keyFile.Origin, "openssl pkey -in "+word(keyFile.Given)+" -out "+word(strings.TrimSuffix(keyFile.Given, path.Ext(keyFile.Given))+"-plain.pem"),
 			"the private key in %s is encrypted, and containerd has no password for it", keyFile.Given)
 		return
 	}
@@ -227,7 +240,8 @@ func (b *builder) cert(f profiles.LocalFile) *cert {
 		c.broken = true
 		b.faults.Errorf(f.Origin, "", "%v", err)
 	}
-	c.content = content
+	placeholder, _ := Placeholders{}.File(f)
+	c.content, c.unread = content, bytes.Equal(content, placeholder)
 	b.certs = append(b.certs, c)
 	return c
 }

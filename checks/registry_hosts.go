@@ -333,7 +333,7 @@ func (e *endpoint) locate() {
 		switch {
 		case e.registry == "docker.io":
 			e.host = "registry-1.docker.io"
-		case localHost(e.registry):
+		case hoststoml.Localhost(e.registry):
 			_, port, _ := strings.Cut(e.registry, ":")
 			if port != "" && port != "443" {
 				e.scheme = "http"
@@ -361,16 +361,6 @@ func (e *endpoint) locate() {
 	case !e.override:
 		e.path = "/v2"
 	}
-}
-
-// localHost is docker.IsLocalhost of containerd's core/remotes/docker/registry.go.
-func localHost(host string) bool {
-	u, err := url.Parse("//" + host)
-	if err != nil {
-		return false
-	}
-	name := u.Hostname()
-	return name == "localhost" || name == "::1" || strings.HasPrefix(name, "127.")
 }
 
 // textList is a value that is a text or a list of texts.

@@ -200,7 +200,9 @@ func TestIgnored(t *testing.T) {
 		"port without its end": {"2.4.2", files{"example.com_5000/hosts.toml": sound}, []want{{verdict: Warn, object: certsD + "example.com_5000", observed: "example.com:5000", remedy: "mv -T " + certsD + "example.com_5000 " + certsD + "example.com_5000_"}}},
 		"port":                 {"2.4.2", files{"example.com_5000_/hosts.toml": sound, "example.org:5000/hosts.toml": sound}, []want{{verdict: Pass}}},
 		"both forms":           {"2.4.2", files{"example.com_5000_/hosts.toml": sound, "example.com:5000/hosts.toml": sound}, []want{{verdict: Warn, object: certsD + "example.com:5000", observed: "example.com_5000_ comes first"}}},
-		"Docker Hub":           {"2.4.2", files{"registry-1.docker.io/hosts.toml": sound}, []want{{verdict: Warn, observed: "docker.io's", remedy: certsD + "docker.io"}}},
+		"Docker Hub":           {"2.4.2", files{"index.docker.io/hosts.toml": sound}, []want{{verdict: Warn, observed: "docker.io's", remedy: certsD + "docker.io"}}},
+		"the Hub's host":       {"2.4.2", files{"registry-1.docker.io/hosts.toml": sound}, []want{{verdict: Warn, observed: "for images that are named registry-1.docker.io/IMAGE alone"}}},
+		"IPv6, both forms":     {"2.4.2", files{"[fd00:_1]_/hosts.toml": sound, "[fd00::1]/hosts.toml": sound}, []want{{verdict: Warn, object: certsD + "[fd00::1]", observed: "[fd00:_1]_ comes first"}}},
 		"no domain":            {"2.4.2", files{"mirror/hosts.toml": sound, "localhost/hosts.toml": sound}, []want{{verdict: Warn, object: certsD + "mirror", observed: "docker.io/mirror/IMAGE"}}},
 		"pattern":              {"2.4.2", files{"*.example.com/hosts.toml": sound}, []want{{verdict: Warn, observed: "no patterns"}}},
 		"default too early":    {"1.6.16", files{"_default/hosts.toml": sound}, []want{{verdict: Warn, observed: "1.6.16 does not look at _default"}}},
@@ -265,7 +267,7 @@ func TestDeny(t *testing.T) {
 	profile := func(deny bool, host string) func(*Outside) {
 		return withSpec(profiles.Spec{Profiles: []string{"/root/node.yaml"}, Registries: []profiles.Registry{
 			{Host: host, Deny: deny, Mirrors: []profiles.Endpoint{{URL: "https://m.example.com"}}},
-		}})
+		}, Containerd: profiles.Containerd{Component: profiles.Component{Version: releases.MustVersion("2.4.2")}}})
 	}
 	denies := "server = \"https://m.example.com\"\n"
 	expect(t, oneHosts(t, "2.4.2", denies, profile(true, "example.com")), id, want{verdict: Pass, observed: "1 registries"})
@@ -286,6 +288,8 @@ func TestDeny(t *testing.T) {
 		"quay.io/ca.txt":      "https://quay.io",
 		"r.example_5000_/x":   "https://r.example:5000",
 		"docker.io/none/here": "https://registry-1.docker.io",
+		// It is read for images that are named so.
+		"registry-1.docker.io/hosts.toml": "https://registry-1.docker.io",
 	} {
 		dir, _, _ := strings.Cut(name, "/")
 		object := strings.NewReplacer("_5000_", ":5000").Replace(dir)
@@ -295,6 +299,13 @@ func TestDeny(t *testing.T) {
 		})
 	}
 	expect(t, hostsOf(t, "2.4.2", files{"_default/hosts.toml": denies, "quay.io/hosts.toml": denies}, profile(true, "*")), id, want{verdict: Pass})
+	// With faults in it, nobody knows what is the profile's.
+	faulty := withSpec(profiles.Spec{Profiles: []string{"/root/node.yaml"}, Registries: []profiles.Registry{
+		{Host: "*", Deny: true, Mirrors: []profiles.Endpoint{{URL: "https://m.example.com"}}}, {Host: "a/b"},
+	}, Containerd: profiles.Containerd{Component: profiles.Component{Version: releases.MustVersion("2.4.2")}}})
+	for _, check := range []string{id, "registry/foreign"} {
+		expect(t, hostsOf(t, "2.4.2", all, faulty), check, want{verdict: Unknown, observed: `registry "a/b" is not a host`})
+	}
 	expect(t, hostsOf(t, "2.4.2", files{"_default/hosts.toml": denies, "quay.io/hosts.toml": denies + "[host.\"https://quay.io\"]\n"}, profile(true, "*")), id, want{verdict: Fail, observed: "lets pulls go to https://quay.io"})
 }
 

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/nodeprep/nodeprep/internal/releases"
 )
 
 // Endpoints are those that registry.mirrors has for a name.
@@ -21,7 +23,7 @@ func (c *Config) Endpoints(mirror string) []string {
 // and not through the transfer service (CheckLocalImagePullConfigs in internal/cri/config of
 // containerd 2.4.2). An older one knows no other way, and has none.
 func (c *Config) LocalPull() []string {
-	if !c.rules.AtLeast(2, 1, 0) {
+	if !releases.TransferPull(c.rules) {
 		return nil
 	}
 	images := c.at(c.images()...)
@@ -46,6 +48,66 @@ func (c *Config) LocalPull() []string {
 		add(parallel != 3, "max_concurrent_downloads")
 	}
 	add(images.get("image_pull_with_sync_fs").boolean(), "image_pull_with_sync_fs")
+	return out
+}
+
+const transferLocal = "io.containerd.transfer.v1.local"
+
+// Unpackers are the snapshotters for which the transfer service unpacks, and where that is
+// set; without a place it is the default. A list in a file takes the default's place, and
+// an empty one is for none (configureUnpackPlatforms in plugins/transfer of containerd 2.1.9
+// to 2.4.2). Which platform an entry is for does not count: since 2.3 only its system does, and
+// another architecture's is nobody's.
+func (c *Config) Unpackers() ([]string, Place) {
+	n := c.at("plugins", transferLocal, "unpack_config")
+	if n == nil || n.kind != listKind {
+		all := []string{"overlayfs"}
+		if c.rules.AtLeast(2, 3, 0) {
+			all = append(all, "erofs")
+		}
+		return all, Place{}
+	}
+	var all []string
+	for _, e := range n.list {
+		if s, _ := c.child(e, "snapshotter").text(); s != "" {
+			all = append(all, s)
+		}
+	}
+	return all, n.at
+}
+
+// Unserved is a snapshotter for which every pull fails.
+type Unserved struct {
+	Snapshotter string
+	Runtime     string // whose own it is, "" for that of CRI's images
+	Place       Place  // where it is chosen, zero for the default
+}
+
+// NotUnpacked are the snapshotters of CRI and its runtimes for which the transfer service,
+// through which CRI pulls, does not unpack. None where CRI pulls by itself.
+func (c *Config) NotUnpacked() []Unserved {
+	if len(c.LocalPull()) > 0 {
+		return nil
+	}
+	return c.Unserved()
+}
+
+// Unserved is NotUnpacked, whatever LocalPull says.
+func (c *Config) Unserved() []Unserved {
+	if !releases.TransferPull(c.rules) {
+		return nil
+	}
+	unpacked, _ := c.Unpackers()
+	var out []Unserved
+	used, at := c.Snapshotter()
+	if !slices.Contains(unpacked, used) {
+		out = append(out, Unserved{Snapshotter: used, Place: at})
+	}
+	for _, r := range c.Runtimes() {
+		if r.Snapshotter != "" && r.Snapshotter != used && !slices.Contains(unpacked, r.Snapshotter) {
+			out = append(out, Unserved{r.Snapshotter, r.Name, r.SnapshotterPlace})
+		}
+	}
 	return out
 }
 
@@ -82,11 +144,14 @@ func (c *Config) Credentials() []Credential {
 	}
 	auths := c.child(r, "auths")
 	for _, name := range auths.keys() {
-		host := name
+		host, shown := name, name
+		if i := strings.LastIndexByte(name, '@'); i >= 0 {
+			shown = "******" + name[i:] // a user and a password before it are secrets
+		}
 		if u, err := url.Parse(name); err == nil && u.Scheme != "" {
 			host = u.Host
 		}
-		add(host, "registry.auths."+strconv.Quote(name), auths.table[name].at, auths.table[name])
+		add(host, "registry.auths."+strconv.Quote(shown), auths.table[name].at, auths.table[name])
 	}
 	slices.SortFunc(out, func(a, b Credential) int { return strings.Compare(a.Host, b.Host) })
 	return out

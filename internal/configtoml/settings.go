@@ -183,7 +183,7 @@ type Runtime struct {
 
 	// Place is the table's, zero where no file has one; the others are zero where the
 	// default counts.
-	Place, TypePlace, BinaryPlace, SystemdCgroupPlace Place
+	Place, TypePlace, BinaryPlace, SystemdCgroupPlace, SnapshotterPlace Place
 }
 
 const runcV2 = "io.containerd.runc.v2"
@@ -222,7 +222,10 @@ func (c *Config) Runtimes() []Runtime {
 					r.Type, r.TypePlace = s, n.at
 				}
 			}
-			r.Snapshotter, _ = c.child(t, "snapshotter").text()
+			if n := c.child(t, "snapshotter"); n != nil {
+				r.Snapshotter, _ = n.text()
+				r.SnapshotterPlace = n.at
+			}
 			options := c.child(t, "options")
 			if options.isTable() {
 				r.Options, _ = options.plain().(map[string]any)

@@ -188,6 +188,10 @@ func CredentialsSupported(v Version) bool { return !v.AtLeast(2, 7, 0) }
 // no credentials from config.toml: with some there it pulls the old way.
 func TransferPull(v Version) bool { return v.AtLeast(2, 1, 0) }
 
+// TokenHeaders says whether the headers of a hosts.toml go to token servers, too; older
+// releases keep them to the host itself.
+func TokenHeaders(v Version) bool { return v.AtLeast(2, 1, 0) }
+
 // OptionalUnpackSupported says whether an unpack_config entry of the transfer service may be
 // optional; without it one whose snapshotter is not there keeps the service from loading.
 func OptionalUnpackSupported(v Version) bool { return v.AtLeast(2, 3, 0) }

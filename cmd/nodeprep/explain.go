@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -49,7 +51,7 @@ from, why a host is skipped, who is asked last, and what ctr would do instead. I
 
 With --probe it then asks all of these hosts, from this machine and with all that containerd would use: name, connection, TLS,
 API, credentials, manifest and a layer, each with its time, a verdict and what would mend it. Secrets are read for that, and none
-is shown. Nothing is uploaded. Exit code 1 says that the image would not be had.
+is shown. Nothing is uploaded. Exit code 1 says that the image cannot be pulled.
 
 With -f it is about a node that has that profile. Without, it is about this host, or the one at --root: its config.toml and
 hosts.toml are read, whoever wrote them, by containerd's own parser and the rules of the release that is installed.`,
@@ -125,12 +127,13 @@ func (a *app) explain(ctx context.Context, image string, o explainFlags) error {
 	}
 	if o.probe {
 		w.read, w.release = q.Read, q.Release
-		if r.Probe, err = a.probe(ctx, r.Explanation, w); err != nil {
-			return err
-		}
+		r.Probe, err = a.probe(ctx, r.Explanation, w)
 	}
 	a.result = r
-	if o.probe && !r.Probe.Had {
+	if err != nil {
+		return err
+	}
+	if o.probe && !r.Probe.OK {
 		return &codeError{exitFailed}
 	}
 	return nil
@@ -269,49 +272,99 @@ func query(root *host.Root, config *configtoml.Config, release releases.Version)
 		q.Legacy[m.Name] = config.Endpoints(m.Name)
 	}
 	q.Local = config.LocalPull()
+	q.Down, q.NoCRI = down(config), noCRI(config)
+	q.NotUnpacked = map[string]string{}
+	for _, u := range config.NotUnpacked() {
+		q.NotUnpacked[u.Runtime] = u.Snapshotter
+	}
 	return q
+}
+
+// down is why containerd does not start with a config, "" where it does.
+func down(config *configtoml.Config) string {
+	if len(config.Faults) == 0 {
+		return ""
+	}
+	f := config.Faults[0]
+	text := f.Place.String() + ": " + strings.TrimSuffix(strings.TrimSuffix(f.Problem, ": containerd does not start"), ": it does not start")
+	if more := len(config.Faults) - 1; more > 0 {
+		text += fmt.Sprintf(" (and %d more)", more)
+	}
+	return text
+}
+
+// noCRI is why CRI is off or does not start with a config (ValidateImageConfig in
+// internal/cri/config of containerd 2.4.2), "" where it does.
+func noCRI(config *configtoml.Config) string {
+	if off := config.DisabledCRI(); len(off) > 0 {
+		return fmt.Sprintf("CRI is disabled: disabled_plugins has %q (%s)", off[0].Name, off[0].Place)
+	}
+	r := config.Registry()
+	if given, at := config.ConfigPath(); given != "" && len(r.Mirrors) > 0 {
+		return fmt.Sprintf("CRI does not start with registry.mirrors (%s) beside config_path (%s): move the mirrors to hosts.toml files", r.Mirrors[0].Place, at)
+	}
+	for _, x := range r.Auths {
+		if _, err := url.Parse(x.Name); err != nil {
+			return fmt.Sprintf("CRI does not start with a name in registry.auths that is no URL (%s)", x.Place)
+		}
+	}
+	return ""
+}
+
+// shown is a text of somebody else's files as it may go to a terminal.
+func shown(text string) string {
+	var b strings.Builder
+	for _, r := range text {
+		if unicode.IsPrint(r) {
+			b.WriteRune(r)
+			continue
+		}
+		b.WriteString(strings.Trim(strconv.QuoteRuneToASCII(r), "'"))
+	}
+	return b.String()
 }
 
 // printExplained prints what will happen first, then how it comes about.
 func (a *app) printExplained(r explained) {
 	p := a.paint(a.out)
-	what := r.Reference
+	what := shown(r.Reference)
 	if r.Containerd != "" {
 		what += ", containerd " + r.Containerd
 	}
-	fmt.Fprintf(a.out, "%s, %s\n", p.bold(what), r.Source)
-	outcome := p.green(r.Outcome)
+	fmt.Fprintf(a.out, "%s, %s\n", p.bold(what), shown(r.Source))
+	outcome := p.green(shown(r.Outcome))
 	if r.Fails {
-		outcome = p.red(r.Outcome)
+		outcome = p.red(shown(r.Outcome))
 	}
 	fmt.Fprintf(a.out, "%s\n", outcome)
 	for i, h := range r.Hosts {
 		role := map[string]string{"mirror": "mirror", "server": "server, in place of the registry", "upstream": "the registry itself"}[h.Role]
-		fmt.Fprintf(a.out, "\n%d  %s  %s", i+1, p.bold(h.URL), role)
+		fmt.Fprintf(a.out, "\n%d  %s  %s", i+1, p.bold(shown(h.URL)), role)
 		if h.From != "" {
-			fmt.Fprint(a.out, p.dim("  "+h.From))
+			fmt.Fprint(a.out, p.dim("  "+shown(h.From)))
 		}
 		fmt.Fprintln(a.out)
 		line := func(name, format string, args ...any) {
 			fmt.Fprintf(a.out, "   %-13s%s\n", name, fmt.Sprintf(format, args...))
 		}
-		if h.Skipped != "" {
-			line("skipped", "%s", p.yellow(h.Skipped))
-			if len(h.Requests) > 0 {
-				line("", "%s", "asked for layers all the same: there containerd looks at no capabilities")
-			}
+		switch {
+		case h.Skipped != "" && len(h.Requests) > 0:
+			// Where containerd fetches by digest it looks at no capabilities.
+			line("for layers", "%s", "and not for the name: "+p.yellow(shown(h.Skipped)))
+		case h.Skipped != "":
+			line("skipped", "%s", p.yellow(shown(h.Skipped)))
 		}
 		for _, q := range h.Requests {
-			line("", "%-4s %s", q.Method, q.URL)
+			line("", "%-4s %s", q.Method, shown(q.URL))
 		}
 		for _, q := range h.IfMissing {
-			line("if missing", "%-4s %s", q.Method, q.URL)
+			line("if missing", "%-4s %s", q.Method, shown(q.URL))
 		}
 		for _, ca := range h.CA {
-			line("ca", "%s", ca)
+			line("ca", "%s", shown(ca))
 		}
 		for _, c := range h.Client {
-			line("client", "%s, key %s", c[0], c[1])
+			line("client", "%s, key %s", shown(c[0]), shown(c[1]))
 		}
 		if h.SkipVerify {
 			line("skip_verify", "%s", p.yellow("anybody may answer: certificates are not verified"))
@@ -323,13 +376,13 @@ func (a *app) printExplained(r explained) {
 			line("http", "%s", h.PlainHTTP)
 		}
 		if h.DialTimeout != "" {
-			line("dial timeout", "%s", h.DialTimeout)
+			line("dial timeout", "%s", shown(h.DialTimeout))
 		}
 		for _, name := range slices.Sorted(maps.Keys(h.Headers)) {
-			line("header", "%s: %s", name, h.Headers[name])
+			line("header", "%s: %s", shown(name), h.Headers[name])
 		}
 		if len(h.Requests) > 0 {
-			line("credentials", "%s", h.Credentials)
+			line("credentials", "%s", shown(h.Credentials))
 		}
 	}
 	fmt.Fprintln(a.out)
@@ -345,24 +398,35 @@ func (a *app) printExplained(r explained) {
 		case f.Found:
 			state = "not looked at any more"
 		}
-		line("folder", "%s: %s", f.Path, state)
+		line("folder", "%s: %s", shown(f.Path), state)
 	}
-	if len(r.Folders) == 0 {
+	if len(r.Folders) == 0 && len(r.Hosts) > 0 {
 		line("folder", "none: config_path is %s", strconv.Quote(r.ConfigPath))
 	}
 	switch r.Service {
 	case "transfer":
 		line("pull", "by the transfer service")
 	case "local":
-		line("pull", "by containerd's CRI itself and not the transfer service, because of %s", strings.Join(r.Local, ", "))
+		line("pull", "by containerd's CRI itself and not the transfer service, because of %s", shown(strings.Join(r.Local, ", ")))
 	}
-	line("ctr", "reads none of this and asks %s; the same way goes", r.Ctr.Without)
-	line("", "%s", r.Ctr.Command)
+	var ctr []string
+	if r.Ctr.Without != "" {
+		ctr = append(ctr, "reads none of this and asks "+r.Ctr.Without)
+	}
+	if r.Ctr.Command != "" {
+		ctr[0] += "; the same way goes"
+		ctr = append(ctr, r.Ctr.Command)
+	}
 	if r.Ctr.Lacks != "" {
-		line("", "%s", r.Ctr.Lacks)
+		ctr = append(ctr, r.Ctr.Lacks)
+	}
+	name := "ctr"
+	for _, text := range ctr {
+		line(name, "%s", shown(text))
+		name = ""
 	}
 	for _, n := range r.Notes {
-		line("note", "%s", p.yellow(n))
+		line("note", "%s", p.yellow(shown(n)))
 	}
 }
 

@@ -28,9 +28,10 @@ import (
 
 // probed is what explain --probe found.
 type probed struct {
-	// Verdict says whether the image would be had, and Had is the same for machines.
+	// Verdict says whether the image can be pulled (resolved, pushed), and OK is the same for
+	// machines.
 	Verdict string `json:"verdict"`
-	Had     bool   `json:"had"`
+	OK      bool   `json:"ok"`
 	// From says whose names, clock and certificate authorities counted.
 	From  string         `json:"from"`
 	Hosts []probe.Answer `json:"hosts"` // as those of the explanation
@@ -51,7 +52,8 @@ type way struct {
 	here bool
 }
 
-// probe asks every host that containerd would ask.
+// probe asks every host that containerd would ask. Of one that is interrupted, there are the
+// answers until then beside the error.
 func (a *app) probe(ctx context.Context, x *registry.Explanation, w *way) (*probed, error) {
 	out := &probed{From: "this machine", Hosts: []probe.Answer{}}
 	if !w.here {
@@ -77,35 +79,42 @@ func (a *app) probe(ctx context.Context, x *registry.Explanation, w *way) (*prob
 		Agent:       "containerd/" + cmp.Or(x.Containerd, "2") + " (nodeprep)",
 	}
 	img := probe.Image{Verb: x.Verb, Repository: x.Repository, Digest: x.Digest, Arch: w.arch}
-	for i, h := range x.Hosts {
-		ph, err := a.probedHost(x, i, w)
-		if err != nil {
-			return nil, err
+	hosts := make([]probe.Host, len(x.Hosts))
+	for i := range x.Hosts {
+		hosts[i] = a.probedHost(x, i, w)
+	}
+	begin := func(i int, again bool) {
+		if !show {
+			return
 		}
-		if x.Fails && ph.Skipped == "" {
-			ph.Skipped = "nobody is asked"
+		what := ""
+		if again {
+			what = p.dim("  once more, for what another host names")
 		}
-		if show {
-			fmt.Fprintf(a.out, "\n%d  %s\n", i+1, p.bold(h.URL))
-			if ph.Skipped != "" {
-				fmt.Fprintf(a.out, "   %-10s%s\n", "not asked", p.yellow(ph.Skipped))
+		fmt.Fprintf(a.out, "\n%d  %s%s\n", i+1, p.bold(x.Hosts[i].URL), what)
+		if why := hosts[i].Skipped; why != "" && !again {
+			fmt.Fprintf(a.out, "   %-10s%s\n", "not asked", p.yellow(why))
+			if hosts[i].Supplies {
+				fmt.Fprintf(a.out, "   %-10s%s\n", "", "but for manifests and layers, once their digest is known")
 			}
-		}
-		out.Hosts = append(out.Hosts, asker.Ask(ctx, img, ph, func(s probe.Step) {
-			if show {
-				a.printStep(p, s)
-			}
-		}))
-		if ctx.Err() != nil {
-			return nil, fmt.Errorf("explain %s: %w", x.Image, context.Cause(ctx))
 		}
 	}
-	if out.Verdict, out.Had = probe.Judge(img, out.Hosts); x.Fails {
-		out.Verdict, out.Had = "the image would not be had: "+x.Outcome, false
+	out.Hosts = asker.Ask(ctx, img, hosts, begin, func(s probe.Step) {
+		if show {
+			a.printStep(p, s)
+		}
+	})
+	if out.Verdict, out.OK = probe.Judge(img, out.Hosts); x.Fails {
+		out.Verdict, out.OK = "the image cannot be "+map[string]string{registry.VerbPull: "pulled", registry.VerbResolve: "resolved", registry.VerbPush: "pushed"}[x.Verb]+": "+x.Outcome, false
+	}
+	if ctx.Err() != nil {
+		// What was answered until then is the result all the same.
+		out.Verdict, out.OK = "interrupted", false
+		return out, fmt.Errorf("explain %s: %w", x.Image, context.Cause(ctx))
 	}
 	if show {
 		verdict := p.green(out.Verdict)
-		if !out.Had {
+		if !out.OK {
 			verdict = p.red(out.Verdict)
 		}
 		fmt.Fprintf(a.out, "\n%s\n", verdict)
@@ -121,19 +130,18 @@ func (a *app) printStep(p painter, s probe.Step) {
 	if s.Detail != "" {
 		verdict += p.dim(" (" + s.Detail + ")")
 	}
-	fmt.Fprintf(a.out, "   %-10s%6s  %s\n", s.Name, fmt.Sprintf("%d ms", s.Took), verdict)
+	fmt.Fprintf(a.out, "   %-10s%6s  %s\n", s.Name, fmt.Sprintf("%d ms", s.TookMs), verdict)
 	if s.Remedy != "" {
 		fmt.Fprintf(a.out, "   %-10s%6s  %s\n", "", "", "remedy: "+s.Remedy)
 	}
 }
 
 // probedHost is a host of an explanation with what it takes to ask it.
-func (a *app) probedHost(x *registry.Explanation, i int, w *way) (probe.Host, error) {
+func (a *app) probedHost(x *registry.Explanation, i int, w *way) probe.Host {
 	h := x.Hosts[i]
 	c := h.Parsed
 	out := probe.Host{
-		Scheme: c.Scheme, Host: c.Host, Path: c.Path, Fallback: c.Fallback, SkipVerify: h.SkipVerify, Skipped: h.Skipped,
-		Header: http.Header{}, TokenHeader: http.Header{}, Hints: w.hints(x, i),
+		Scheme: c.Scheme, Host: c.Host, Path: c.Path, Fallback: c.Fallback, SkipVerify: h.SkipVerify, Skipped: h.Skipped, Hints: w.hints(x, i),
 	}
 	for _, next := range x.Hosts[i+1:] {
 		if next.Skipped == "" && out.Next == "" && x.Verb != registry.VerbPush {
@@ -142,21 +150,35 @@ func (a *app) probedHost(x *registry.Explanation, i int, w *way) (probe.Host, er
 	}
 	out.DialTimeout, _ = time.ParseDuration(h.DialTimeout)
 	for _, r := range h.Requests {
-		switch {
-		case r.Method == http.MethodHead && strings.Contains(r.URL, "/manifests/"):
+		switch r.Kind {
+		case registry.Manifest:
 			out.Manifest = r.URL
-		case r.Method == http.MethodGet && strings.Contains(r.URL, "/manifests/"):
+		case registry.Content:
 			out.Content = r.URL
-			if x.Digest != "" {
-				out.Content = strings.Replace(r.URL, "/manifests/"+x.Digest, "/manifests/"+probe.Placeholder, 1)
+			if i := strings.LastIndex(r.URL, "/"+x.Digest); i >= 0 && x.Digest != "" {
+				out.Content = r.URL[:i+1] + probe.Placeholder + r.URL[i+1+len(x.Digest):]
 			}
-		case r.Method == http.MethodGet && strings.Contains(r.URL, "/blobs/"):
+		case registry.Blob:
 			out.Layer = r.URL
 		}
 	}
-	out.Supplies = out.Skipped != "" && out.Layer != ""
-	// Before 2.1 token servers heard no headers.
-	tokens := w.release == (releases.Version{}) || w.release.AtLeast(2, 1, 0)
+	for _, r := range h.IfMissing {
+		out.Blob = r.URL
+	}
+	out.Supplies = out.Skipped != "" && out.Layer != "" && !x.Fails
+	if x.Fails && out.Skipped == "" {
+		out.Skipped = "nobody is asked"
+	}
+	w.headers(&out, x, i)
+	if out.Skipped == "" || out.Supplies {
+		a.files(&out, h, w)
+	}
+	return out
+}
+
+// headers are those of a host's table and of registry.headers.
+func (w *way) headers(out *probe.Host, x *registry.Explanation, i int) {
+	out.Header, out.TokenHeader = http.Header{}, http.Header{}
 	add := func(from string, headers map[string][]string, tokens bool) {
 		for _, name := range slices.Sorted(maps.Keys(headers)) {
 			for _, v := range headers[name] {
@@ -173,77 +195,127 @@ func (a *app) probedHost(x *registry.Explanation, i int, w *way) (probe.Host, er
 			}
 		}
 	}
-	add(cmp.Or(h.From, x.File), c.Header, tokens)
+	// Before 2.1 token servers heard no headers.
+	tokens := w.release == (releases.Version{}) || releases.TokenHeaders(w.release)
+	add(cmp.Or(x.Hosts[i].From, x.File), x.Hosts[i].Parsed.Header, tokens)
 	if w.config != nil && x.Verb != registry.VerbPush {
 		add("registry.headers", w.config.RegistryHeaders(), tokens && x.Service != "transfer")
 	}
-	if h.Skipped != "" || x.Fails {
-		return out, nil
-	}
-	file := func(name string) (probe.File, bool, error) {
+}
+
+// files are a host's CA and client certificates. One that only root may read is done
+// without; another that cannot be read is the host's fault.
+func (a *app) files(out *probe.Host, h registry.ExplainedHost, w *way) {
+	read := func(name string) (probe.File, bool) {
 		b, err := w.read(name)
 		if errors.Is(err, fs.ErrPermission) {
 			a.note("%s is only for root to read; asked without it", name)
-			return probe.File{}, false, nil
+			return probe.File{}, false
 		}
-		return probe.File{Name: name, Data: b}, err == nil, err
+		f := probe.File{Name: name, Data: b}
+		if err != nil {
+			f.Unread = err.Error()
+			if p, ok := errors.AsType[*fs.PathError](err); ok {
+				f.Unread = p.Err.Error() // its path may be one of nodeprep's own
+			}
+		}
+		return f, true
 	}
 	for _, name := range h.CA {
-		f, ok, err := file(name)
-		if err != nil {
-			return out, fmt.Errorf("read %s: %w", name, err)
-		}
-		if ok {
+		if f, ok := read(name); ok {
 			out.CA = append(out.CA, f)
 		}
 	}
 	for _, pair := range h.Client {
-		cert, ok, err := file(pair[0])
-		key, kok, kerr := cert, ok, err
+		cert, ok := read(pair[0])
+		key, kok := cert, ok
 		if pair[1] != pair[0] {
-			key, kok, kerr = file(pair[1])
-		}
-		if err := cmp.Or(err, kerr); err != nil {
-			return out, fmt.Errorf("read the client certificate of %s: %w", h.URL, err)
+			key, kok = read(pair[1])
 		}
 		if ok && kok {
 			out.Client = append(out.Client, [2]probe.File{cert, key})
 		}
 	}
-	return out, nil
 }
 
 // hints are what would mend a host: fields of the profile, or places in a host's files.
 func (w *way) hints(x *registry.Explanation, i int) probe.Hints {
-	h := x.Hosts[i]
 	hints := probe.Hints{Token: "look into the log of the token server"}
-	if w.spec != nil {
-		at := "registries." + x.Registry
-		reg := slices.IndexFunc(w.spec.Registries, func(r profiles.Registry) bool { return r.Host == x.Registry })
-		if reg < 0 {
-			if reg = slices.IndexFunc(w.spec.Registries, func(r profiles.Registry) bool { return r.Host == "*" }); reg >= 0 {
-				at = `registries."*"`
-			}
-		}
-		root, server := at, at+".server"
-		if reg >= 0 && i < len(w.spec.Registries[reg].Mirrors) {
-			at += ".mirrors[" + strconv.Itoa(i) + "]"
-			server = at + ".url"
-		} else if root == `registries."*"` {
-			// What is there counts for all registries.
-			at, server = "registries."+x.Registry, "registries."+x.Registry+".server"
-		}
-		hints.CA = "put that authority's PEM file into " + at + ".ca of the profile"
-		hints.Client = "name a certificate and its key in " + at + ".client of the profile"
-		hints.Auth = "give the right ones in " + at + ".auth of the profile, or as a pod's pull secret"
-		hints.Path = "the registry's API is at another path: write all of it in " + server + " of the profile, where a path with /v2 is taken as it is, or set overridePath"
-		hints.Scheme = "write the other scheme, http:// or https://, in " + server + " of the profile"
-		return hints
+	switch {
+	case w.spec != nil:
+		w.profileHints(&hints, x, i)
+	case unreadHosts(x):
+		w.unsetHints(&hints, x, i)
+	default:
+		fileHints(&hints, x, i)
 	}
-	dir, _, _ := strings.Cut(cmp.Or(x.ConfigPath, registry.Root), ":")
-	dir = path.Join(dir, folder(x.Registry))
-	for _, f := range x.Folders {
-		if f.Chosen {
+	return hints
+}
+
+// profileHints name fields of the profile.
+func (w *way) profileHints(hints *probe.Hints, x *registry.Explanation, i int) {
+	at := "registries." + x.Registry
+	reg := slices.IndexFunc(w.spec.Registries, func(r profiles.Registry) bool { return r.Host == x.Registry })
+	if reg < 0 {
+		if reg = slices.IndexFunc(w.spec.Registries, func(r profiles.Registry) bool { return r.Host == "*" }); reg >= 0 {
+			at = `registries."*"`
+		}
+	}
+	root, server := at, at+".server"
+	if reg >= 0 && i < len(w.spec.Registries[reg].Mirrors) {
+		at += ".mirrors[" + strconv.Itoa(i) + "]"
+		server = at + ".url"
+	} else if root == `registries."*"` {
+		// What is there counts for all registries.
+		at, server = "registries."+x.Registry, "registries."+x.Registry+".server"
+	}
+	hints.CA = "put that authority's PEM file into " + at + ".ca of the profile"
+	hints.Client = "name a certificate and its key in " + at + ".client of the profile"
+	hints.Auth = "give the right ones in " + at + ".auth of the profile, or as a pod's pull secret"
+	hints.Path = "the registry's API is at another path: write all of it in " + server + " of the profile, where a path with /v2 is taken as it is, or set overridePath"
+	hints.Scheme = "write the other scheme, http:// or https://, in " + server + " of the profile"
+}
+
+// unreadHosts says whether hosts.toml files count for nothing, wherever they lie: without a
+// config_path, and where the transfer service takes several folders for one.
+func unreadHosts(x *registry.Explanation) bool {
+	return x.ConfigPath == "" || x.Service == "transfer" && strings.Contains(x.ConfigPath, ":")
+}
+
+// unsetHints are for a host whose config.toml reads no hosts.toml.
+func (w *way) unsetHints(hints *probe.Hints, x *registry.Explanation, i int) {
+	first := "set config_path of containerd's registry settings to " + registry.Root + " first, since no hosts.toml is read without it"
+	switch {
+	case x.ConfigPath != "":
+		first = "set config_path of containerd's registry settings to one folder first, as " + registry.Root + ": of several, no hosts.toml is read"
+	case x.Hosts[i].From == "registry.mirrors":
+		first = "set config_path of containerd's registry settings to " + registry.Root + " first, in place of registry.mirrors: no hosts.toml is read without it"
+	}
+	tls := ""
+	if x.ConfigPath == "" && w.release != (releases.Version{}) && !w.release.AtLeast(2, 0, 0) {
+		tls = fmt.Sprintf(", or use registry.configs.%q.tls of config.toml", x.Hosts[i].Host)
+	}
+	hints.CA = first + ", and put that authority's PEM file beside the registry's hosts.toml, named in ca" + tls
+	hints.Client = first + ", and name a certificate and its key in client of the registry's hosts.toml" + tls
+	hints.Auth = fileAuth(x.Hosts[i])
+	hints.Path = "the registry's API is at another path: " + first + ", and write all of it, with override_path = true, in the registry's hosts.toml"
+	hints.Scheme = first + ", and write the other scheme, http:// or https://, in the registry's hosts.toml"
+	if x.Hosts[i].From == "registry.mirrors" {
+		hints.Scheme = "write the other scheme, http:// or https://, in registry.mirrors of config.toml"
+	}
+}
+
+func fileAuth(h registry.ExplainedHost) string {
+	return fmt.Sprintf("give the right ones in registry.configs.%q.auth of config.toml, or as a pod's pull secret", h.Host)
+}
+
+// fileHints name places in a host's hosts.toml, or in one that is to be written in the first
+// folder that is looked for.
+func fileHints(hints *probe.Hints, x *registry.Explanation, i int) {
+	h := x.Hosts[i]
+	dir := registry.Root
+	for n, f := range x.Folders {
+		if f.Chosen || n == 0 {
 			dir = f.Path
 		}
 	}
@@ -254,18 +326,9 @@ func (w *way) hints(x *registry.Explanation, i int) probe.Hints {
 	}
 	hints.CA = fmt.Sprintf("put that authority's PEM file beside it as %s, and name it in ca of %s", beside, place)
 	hints.Client = "name a certificate and its key in client of " + place
-	hints.Auth = fmt.Sprintf("give the right ones in registry.configs.%q.auth of config.toml, or as a pod's pull secret", h.Host)
+	hints.Auth = fileAuth(h)
 	hints.Path = "the registry's API is at another path: write all of it, with override_path = true, in " + place
 	hints.Scheme = "write the other scheme, http:// or https://, in " + place
-	return hints
-}
-
-// folder is the name below certs.d that goes before all others for a registry.
-func folder(registry string) string {
-	if i := strings.LastIndexByte(registry, ':'); i > strings.LastIndexByte(registry, ']') {
-		return registry[:i] + "_" + registry[i+1:] + "_"
-	}
-	return registry
 }
 
 // proxy is the daemon's.

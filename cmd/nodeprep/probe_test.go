@@ -139,7 +139,7 @@ registries:
 	}
 	wantProbe(t, out, "pulled from https://"+lacks.Listener.Addr().String(), "asked from this machine, whose resolver, clock and certificate authorities count here, and not the node's",
 		"404: this host lacks the image", "trusted (TLS 1.3, O=Acme Co, by O=Acme Co", "a registry that asks for credentials (Basic)",
-		"offered: the credentials of robot, from registry.configs.\""+host+"\".auth (/etc/containerd/config.toml:", "the image would be had from https://"+host+": sha256:")
+		"offered: the credentials of robot, from registry.configs.\""+host+"\".auth (/etc/containerd/config.toml:", "the image can be pulled from https://"+host+": sha256:")
 	// The requests are those that explain promised, with the headers, and as the release.
 	promised := strings.Contains(out, "HEAD https://"+host+"/v2/team/app/manifests/1?ns=quay.example")
 	if !promised || !slices.Contains(log.requests, "HEAD /v2/team/app/manifests/1?ns=quay.example") || !slices.Contains(lackLog.requests, "HEAD /v2/team/app/manifests/1?ns=quay.example") {
@@ -159,7 +159,7 @@ registries:
 		t.Errorf("code %d", code)
 	}
 	wantProbe(t, errs, "environment variable PASSWORD is not set; asked without it", "environment variable SITE is not set; asked without it")
-	wantProbe(t, out, "401: credentials wanted, and none are configured", "remedy: give the right ones in registries.quay.example.mirrors[1].auth of the profile", "the image would not be had: ")
+	wantProbe(t, out, "401: credentials wanted, and none are configured", "remedy: give the right ones in registries.quay.example.mirrors[1].auth of the profile", "the image cannot be pulled: ")
 	for _, h := range log.headers {
 		if h.Get("Authorization") != "" || h.Get("X-Site") != "" {
 			t.Errorf("sent %v", h)
@@ -185,7 +185,7 @@ registries:
 	if err := json.Unmarshal([]byte(out), &doc); err != nil || code != 1 || doc.Error != nil {
 		t.Fatalf("code %d, %v, %v:\n%s", code, err, doc.Error, out)
 	}
-	if len(doc.Hosts) != 2 || len(doc.Probe.Hosts) != 2 || doc.Probe.Had || doc.Probe.Hosts[1].URL != doc.Hosts[1].URL {
+	if len(doc.Hosts) != 2 || len(doc.Probe.Hosts) != 2 || doc.Probe.OK || doc.Probe.Hosts[1].URL != doc.Hosts[1].URL {
 		t.Errorf("%+v", doc)
 	}
 	steps := doc.Probe.Hosts[1].Steps
@@ -219,7 +219,7 @@ auth = %q
 	if code != 0 {
 		t.Errorf("code %d, %s", code, errs)
 	}
-	wantProbe(t, out, "offered: the credentials of robot, from registry.configs.\""+host+"\".auth (/etc/containerd/config.toml:", "the image would be had from https://"+host)
+	wantProbe(t, out, "offered: the credentials of robot, from registry.configs.\""+host+"\".auth (/etc/containerd/config.toml:", "the image can be pulled from https://"+host)
 	if h := log.headers[0]; h.Get("X-Site") != probeHeader {
 		t.Errorf("headers %v", h)
 	}
@@ -236,7 +236,7 @@ auth = %q
 	log.requests = nil
 	writeProbeFile(t, root, "etc/containerd/certs.d/quay.example/hosts.toml", "server = \"https://"+host+"\"\nca = \"gone.pem\"\n")
 	code, out, _ = explainCommandLine(t, t.Context(), nil, arguments...)
-	wantProbe(t, out, "the image would not be had: fails, and nobody is asked: the CA file /etc/containerd/certs.d/quay.example/gone.pem cannot be read")
+	wantProbe(t, out, "the image cannot be pulled: fails, and nobody is asked: the CA file /etc/containerd/certs.d/quay.example/gone.pem cannot be read")
 	if code != 1 || len(log.requests) > 0 {
 		t.Errorf("code %d, and asked for %q", code, log.requests)
 	}
@@ -254,7 +254,7 @@ auth = %q
 	}
 	closed.Close()
 	code, out, _ = explainCommandLine(t, t.Context(), nil, closed.Addr().String()+"/team/app:1", "--root", root, "--containerd", "2.4.2", "--probe", "--verb", "resolve")
-	wantProbe(t, out, "connection refused", "the image would not be had: https://"+closed.Addr().String()+": connection refused")
+	wantProbe(t, out, "connection refused", "the image cannot be resolved: https://"+closed.Addr().String()+": connection refused")
 	if code != 1 {
 		t.Errorf("code %d", code)
 	}
@@ -359,10 +359,7 @@ func TestHeadersForTokenServersByRelease(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		h, err := a.probedHost(x, 0, &way{release: v, unread: []string{"(stands for a secret)"}})
-		if err != nil {
-			t.Fatal(err)
-		}
+		h := a.probedHost(x, 0, &way{release: v, unread: []string{"(stands for a secret)"}})
 		if h.Header.Get("X-Site") != "one" || h.TokenHeader.Get("X-Site") != want || h.Header.Get("X-Unread") != "" {
 			t.Errorf("%s: %v, %v", release, h.Header, h.TokenHeader)
 		}
@@ -390,7 +387,7 @@ func TestHintsNameTheField(t *testing.T) {
 			t.Errorf("%s, host %d: %s", c.registry, c.host, got)
 		}
 	}
-	x := &registry.Explanation{Registry: "[fd00::1]:5000", ConfigPath: "/etc/containerd/certs.d:/etc/docker/certs.d", Hosts: []registry.ExplainedHost{{Host: "[fd00::1]:5000"}}}
+	x := &registry.Explanation{Registry: "[fd00::1]:5000", ConfigPath: "/etc/containerd/certs.d", Folders: []registry.LookedAt{{Path: "/etc/containerd/certs.d/[fd00::1]_5000_"}, {Path: "/etc/containerd/certs.d/[fd00::1]:5000"}}, Hosts: []registry.ExplainedHost{{Host: "[fd00::1]:5000"}}}
 	if got, want := (&way{}).hints(x, 0).CA, "/etc/containerd/certs.d/[fd00::1]_5000_/NAME.pem"; !strings.Contains(got, want) {
 		t.Errorf("%s, want %s", got, want)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"mime"
 	"net/http"
 	"slices"
 	"strings"
@@ -45,10 +46,32 @@ type document struct {
 	Layers    []ocispec.Descriptor `json:"layers"`
 }
 
+// mayHaveBlob says whether containerd asks it for a blob where nobody has the manifest.
+func (s *session) mayHaveBlob() bool { return !s.dead && s.host.Skipped == "" && s.host.Blob != "" }
+
+// maySupply says whether something of a pull is still to be asked of it.
+func (s *session) maySupply() bool {
+	if s.image.Verb != Pull || s.dead || s.image.manifest == nil || s.host.Skipped != "" && !s.host.Supplies {
+		return false
+	}
+	return !s.askedContent || !s.askedLayer && s.image.layer != nil
+}
+
 // supply asks for what a pull needs beside the digest: the manifest by it, in an index the
 // one for this machine's architecture, and a layer. Mirrors lack these in practice.
-func (s *session) supply(ctx context.Context, m found) {
+func (s *session) supply(ctx context.Context) {
 	ctx = docker.WithScope(ctx, "repository:"+s.image.Repository+":pull")
+	if s.maySupply() && !s.askedContent && s.connect(ctx) {
+		s.askedContent = true
+		s.content(ctx, *s.image.manifest)
+	}
+	if s.maySupply() && s.connect(ctx) {
+		s.askedLayer = true
+		s.layer(ctx, *s.image.layer)
+	}
+}
+
+func (s *session) content(ctx context.Context, m found) {
 	d, took, ok := s.fetch(ctx, m.digest, m.mediaType)
 	if !ok {
 		return
@@ -57,8 +80,8 @@ func (s *session) supply(ctx context.Context, m found) {
 	if m.mediaType == dockerList || m.mediaType == ocispec.MediaTypeImageIndex {
 		child, ok := s.choose(d.Manifests)
 		if !ok {
-			s.out.final = true
-			s.failed(StepContent, took, &fault{verdict: "no image for linux/" + s.image.Arch + " in the index", detail: "it has " + has(d.Manifests)})
+			s.out.unfit = "no image for linux/" + s.image.Arch + " in the index"
+			s.failed(StepContent, took, &fault{verdict: s.out.unfit, detail: "it has " + s.has(d.Manifests)})
 			return
 		}
 		var more time.Duration
@@ -66,22 +89,26 @@ func (s *session) supply(ctx context.Context, m found) {
 			return
 		}
 		took += more
-		detail += ", and in it " + child.Digest.String() + " for " + platform(child)
+		detail += ", and in it " + child.Digest.String() + " for " + s.platform(child)
 	}
-	s.out.content = true
-	s.add(step(StepContent, true, took, "had", detail, ""))
 	i := slices.IndexFunc(d.Layers, func(l ocispec.Descriptor) bool { return len(l.URLs) == 0 })
 	layer := d.Config
 	if i >= 0 {
 		layer = d.Layers[i]
 	}
 	if layer.Digest.Validate() != nil {
-		s.failed(StepLayer, 0, &fault{verdict: "the manifest names neither a layer nor a config"})
+		s.out.unfit = "the manifest names neither a layer nor a config"
+		s.failed(StepContent, took, &fault{verdict: s.out.unfit, detail: detail})
 		return
 	}
+	s.out.content, s.image.layer = true, &layer
+	s.add(step(StepContent, true, took, "found", detail, ""))
+}
+
+func (s *session) layer(ctx context.Context, layer ocispec.Descriptor) {
 	target := s.at(s.host.Layer, layer.Digest.String())
 	header := s.header()
-	header.Set("Accept", layer.MediaType+", */*")
+	header.Set("Accept", accept(layer.MediaType))
 	r, took, err := s.authorized(ctx, StepLayer, http.MethodHead, target, header, 0)
 	if err != nil {
 		return
@@ -97,15 +124,29 @@ func (s *session) supply(ctx context.Context, m found) {
 		s.failed(StepLayer, took, s.refused(r, "layer "+layer.Digest.String()))
 		return
 	}
-	s.out.layer, s.out.OK = true, true
+	s.out.layer = true
 	s.add(step(StepLayer, true, took, "there", fmt.Sprintf("%s%s, %d bytes", s.viaText(r), layer.Digest, layer.Size), ""))
+}
+
+// accept is a header's value for a media type out of a manifest, which may be any text.
+func accept(mediaType string) string {
+	if t, _, err := mime.ParseMediaType(mediaType); err == nil {
+		return t + ", */*"
+	}
+	return "*/*"
 }
 
 // fetch gets a manifest by its digest, and holds it against that.
 func (s *session) fetch(ctx context.Context, dgst, mediaType string) (document, time.Duration, bool) {
 	var d document
+	want := digest.Digest(dgst)
+	if want.Validate() != nil {
+		s.out.unfit = "the index names a digest that is none"
+		s.failed(StepContent, 0, &fault{verdict: s.out.unfit, detail: s.their(token(dgst))})
+		return d, 0, false
+	}
 	header := s.header()
-	header.Set("Accept", mediaType+", */*")
+	header.Set("Accept", accept(mediaType))
 	r, took, err := s.authorized(ctx, StepContent, http.MethodGet, s.at(s.host.Content, dgst), header, docker.MaxManifestSize+1)
 	if err != nil {
 		return d, took, false
@@ -114,14 +155,11 @@ func (s *session) fetch(ctx context.Context, dgst, mediaType string) (document, 
 		s.failed(StepContent, took, f)
 		return d, took, false
 	}
-	want := digest.Digest(dgst)
 	switch {
 	case r.status > 299:
 		return fail(s.refused(r, "manifest of "+dgst))
 	case int64(len(r.body)) > docker.MaxManifestSize:
-		return fail(&fault{verdict: "the manifest is too large for containerd", detail: fmt.Sprintf("%d bytes and more", docker.MaxManifestSize)})
-	case want.Validate() != nil:
-		return fail(&fault{verdict: "an index names a digest that is none"})
+		return fail(tooLarge())
 	case want.Algorithm().FromBytes(r.body) != want:
 		return fail(&fault{verdict: "what comes is not what the digest says", detail: dgst, remedy: s.noRegistry()})
 	case json.Unmarshal(r.body, &d) != nil:
@@ -157,17 +195,17 @@ func (s *session) choose(list []ocispec.Descriptor) (ocispec.Descriptor, bool) {
 	return list[best], true
 }
 
-func platform(d ocispec.Descriptor) string {
+func (s *session) platform(d ocispec.Descriptor) string {
 	if d.Platform == nil {
 		return "a platform that it does not name"
 	}
-	return d.Platform.OS + "/" + d.Platform.Architecture
+	return s.their(token(d.Platform.OS + "/" + d.Platform.Architecture))
 }
 
-func has(list []ocispec.Descriptor) string {
+func (s *session) has(list []ocispec.Descriptor) string {
 	var out []string
 	for _, d := range list {
-		if p := platform(d); !slices.Contains(out, p) {
+		if p := s.platform(d); !slices.Contains(out, p) {
 			out = append(out, p)
 		}
 	}

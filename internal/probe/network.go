@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -22,8 +23,9 @@ import (
 type peer struct {
 	chain   []*x509.Certificate
 	version string
-	doubt   error // what skip_verify lets pass
-	wants   bool  // a client certificate
+	doubt   error  // what skip_verify lets pass
+	wants   bool   // a client certificate
+	shown   string // the client certificate that went out, "" for none
 }
 
 func (s *session) peerOf() peer {
@@ -47,12 +49,20 @@ func (s *session) prepare() *fault {
 			config.RootCAs = x509.NewCertPool()
 		}
 		for _, f := range s.host.CA {
+			if f.Unread != "" {
+				return &fault{verdict: "the CA file cannot be read: " + f.Unread, detail: f.Name, remedy: s.host.Hints.CA}
+			}
 			if !config.RootCAs.AppendCertsFromPEM(f.Data) {
 				return &fault{verdict: "the CA file has no certificate", detail: f.Name, remedy: s.host.Hints.CA}
 			}
 		}
 	}
 	for _, pair := range s.host.Client {
+		for _, f := range pair {
+			if f.Unread != "" {
+				return &fault{verdict: "the client certificate cannot be read: " + f.Unread, detail: f.Name, remedy: s.host.Hints.Client}
+			}
+		}
 		cert, err := tls.X509KeyPair(pair[0].Data, pair[1].Data)
 		if err != nil {
 			return &fault{verdict: "the client certificate cannot be loaded", detail: pair[0].Name + ", " + pair[1].Name, remedy: s.host.Hints.Client}
@@ -61,10 +71,11 @@ func (s *session) prepare() *fault {
 	}
 	config.GetClientCertificate = func(r *tls.CertificateRequestInfo) (*tls.Certificate, error) {
 		s.mu.Lock()
+		defer s.mu.Unlock()
 		s.peer.wants = true
-		s.mu.Unlock()
 		for i := range config.Certificates {
 			if r.SupportsCertificate(&config.Certificates[i]) == nil {
+				s.peer.shown = s.host.Client[i][0].Name
 				return &config.Certificates[i], nil
 			}
 		}
@@ -81,6 +92,14 @@ func (s *session) prepare() *fault {
 	transport.MaxResponseHeaderBytes = 1 << 20
 	transport.DialContext = s.dial
 	transport.Proxy = s.proxy
+	transport.GetProxyConnectHeader = func(ctx context.Context, _ *url.URL, _ string) (http.Header, error) {
+		if t := trailOf(ctx); t != nil {
+			t.tunnel()
+			t.enter(StepProxy, s.limit(), "")
+			t.note("a way through", "")
+		}
+		return http.Header{}, nil
+	}
 	transport.OnProxyConnectResponse = func(ctx context.Context, _ *url.URL, _ *http.Request, r *http.Response) error {
 		if t := trailOf(ctx); t != nil && r.StatusCode != http.StatusOK {
 			t.mu.Lock()
@@ -89,13 +108,9 @@ func (s *session) prepare() *fault {
 		}
 		return nil
 	}
-	s.client = &http.Client{Transport: transport}
+	s.client = &http.Client{Transport: capped{transport}}
 	s.auth = docker.NewDockerAuthorizer(docker.WithAuthClient(s.client), docker.WithAuthHeader(s.tokenHeader()), docker.WithAuthCreds(func(host string) (string, string, error) {
-		var c Credential
-		if s.Credentials != nil {
-			c = s.Credentials(host)
-		}
-		s.hide(c.Secret, c.User+":"+c.Secret)
+		c := s.credential(host)
 		s.mu.Lock()
 		s.used = c
 		s.mu.Unlock()
@@ -146,8 +161,11 @@ func (s *session) proxy(r *http.Request) (*url.URL, error) {
 		}
 	}
 	if via != nil {
-		if secret, ok := via.User.Password(); ok {
-			s.hide(secret, via.User.Username()+":"+secret)
+		secret, ok := via.User.Password()
+		if !ok {
+			s.veil.hide(via.User.Username()) // a token, for some
+		} else {
+			s.veil.hide(secret, via.User.Username()+":"+secret)
 		}
 	}
 	s.mu.Lock()
@@ -182,7 +200,7 @@ func (s *session) dial(ctx context.Context, network, address string) (net.Conn, 
 	if via != nil {
 		whose = "the proxy " + name
 	} else if !strings.EqualFold(address, s.own()) {
-		whose = name
+		whose = s.their(name)
 	}
 	addrs := []netip.Addr{}
 	if ip, err := netip.ParseAddr(name); err == nil {
@@ -205,13 +223,14 @@ func (s *session) dial(ctx context.Context, network, address string) (net.Conn, 
 	}
 	t.enter(StepTCP, s.dialLimit(), whose)
 	var failed []string
-	var last error
+	var first error
 	deadline := time.Now().Add(s.dialLimit())
 	for i, ip := range addrs {
 		// As net.Dialer does, so that one that is silent leaves time for the next.
 		one, stop := context.WithTimeout(ctx, time.Until(deadline)/time.Duration(len(addrs)-i))
 		conn, err := s.Network.DialContext(one, network, net.JoinHostPort(ip.String(), port))
-		late := one.Err() != nil && ctx.Err() == nil
+		ended, timed := errors.AsType[net.Error](err)
+		late := ctx.Err() == nil && (one.Err() != nil || timed && ended.Timeout())
 		stop()
 		if err == nil {
 			detail := conn.RemoteAddr().String()
@@ -223,37 +242,31 @@ func (s *session) dial(ctx context.Context, network, address string) (net.Conn, 
 			}
 			t.note("connected", detail)
 			t.opened(conn)
-			if via != nil && s.tunnels() {
-				t.enter(StepProxy, s.limit(), "")
-				t.note("a way through", "")
-			}
 			return conn, nil
 		}
 		if late {
 			err = errTime
 		}
-		last = err
+		first = cmp.Or(first, err) // which is what net.Dialer returns
 		failed = append(failed, ip.String()+": "+plain(err))
 	}
 	if len(addrs) == 0 {
 		return nil, &net.DNSError{Err: "no addresses", Name: name, IsNotFound: true}
 	}
 	t.note("", strings.Join(failed, ", "))
-	return nil, last
+	return nil, first
 }
 
 // own is the host's address as it is dialled without a proxy.
 func (s *session) own() string {
-	u := url.URL{Scheme: s.scheme, Host: s.host.Host}
+	scheme := s.spoken()
+	u := url.URL{Scheme: scheme, Host: s.host.Host}
 	port := u.Port()
 	if port == "" {
-		port = map[string]string{"http": "80", "https": "443"}[s.scheme]
+		port = map[string]string{"http": "80", "https": "443"}[scheme]
 	}
 	return net.JoinHostPort(u.Hostname(), port)
 }
-
-// tunnels says whether a proxy is asked for a connection, and not for an answer.
-func (s *session) tunnels() bool { return s.scheme == "https" }
 
 // lookup asks the resolvers of this machine, in Go, so that it goes through the Network.
 func (s *session) lookup(ctx context.Context, name string) ([]netip.Addr, error) {
@@ -272,7 +285,7 @@ func (s *session) lookup(ctx context.Context, name string) ([]netip.Addr, error)
 // falls says whether containerd goes on with plain HTTP (httpFallback.RoundTrip in its
 // core/remotes/docker/resolver.go).
 func (s *session) falls(err error, t *trail) bool {
-	if !s.host.Fallback || s.scheme != "https" || t.parent.Err() != nil {
+	if !s.host.Fallback || s.spoken() != "https" || t.parent.Err() != nil {
 		return false
 	}
 	if errors.Is(err, http.ErrSchemeMismatch) {
@@ -282,8 +295,8 @@ func (s *session) falls(err error, t *trail) bool {
 	case StepTLS:
 		return s.late(t, err)
 	case StepTCP:
-		// With a port, nothing else is there to be tried.
-		return (&url.URL{Host: s.host.Host}).Port() == ""
+		// With a port, nothing else is there to be tried. No other error counts (isPortError).
+		return (&url.URL{Host: s.host.Host}).Port() == "" && (errors.Is(err, syscall.ECONNREFUSED) || s.late(t, err))
 	}
 	return false
 }
@@ -309,6 +322,47 @@ func (s *session) speaksTLS(ctx context.Context) bool {
 		return false
 	}
 	return tls.Client(conn, &tls.Config{InsecureSkipVerify: true}).HandshakeContext(t.ctx) == nil // nothing is sent
+}
+
+// mostOfBody is what is read of an answer, in bytes, unless it is a manifest.
+const mostOfBody = 1 << 20
+
+// capped ends an answer that goes on and on, also one that containerd's own code reads.
+type capped struct{ next *http.Transport }
+
+// RoundTrip is that of http.RoundTripper.
+func (c capped) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := c.next.RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	most := int64(mostOfBody)
+	if t := trailOf(r.Context()); t != nil {
+		most = max(most, t.keep)
+	}
+	resp.Body = &cappedBody{resp.Body, most}
+	return resp, nil
+}
+
+// CloseIdleConnections is for http.Client.
+func (c capped) CloseIdleConnections() { c.next.CloseIdleConnections() }
+
+type cappedBody struct {
+	io.ReadCloser
+	left int64 // bytes
+}
+
+// Read ends with a *fault where there is more.
+func (b *cappedBody) Read(p []byte) (int, error) {
+	if b.left <= 0 {
+		if n, err := b.ReadCloser.Read(make([]byte, 1)); n == 0 {
+			return 0, err
+		}
+		return 0, &fault{verdict: "the answer has no end, or is far too long"}
+	}
+	n, err := b.ReadCloser.Read(p[:min(int64(len(p)), b.left)])
+	b.left -= int64(n)
+	return n, err
 }
 
 func readUpTo(r io.Reader, most int64) ([]byte, error) { return io.ReadAll(io.LimitReader(r, most)) }

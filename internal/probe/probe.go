@@ -3,7 +3,6 @@ package probe
 import (
 	"context"
 	"crypto/x509"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"mime"
@@ -14,10 +13,10 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/nodeprep/nodeprep/internal/host"
 )
@@ -29,11 +28,13 @@ const (
 	Push    = "push"
 )
 
-// StepTime is what one step takes at most.
+// StepTime is what each part of a connection takes at most (name, address, proxy, handshake,
+// first answer), and what any later request takes in all, redirects with it.
 const StepTime = 10 * time.Second
 
 // Steps, in the order in which they come. Not every host has each.
 const (
+	StepFiles    = "files"    // CA and client certificates; only where one cannot be loaded
 	StepDNS      = "dns"      // the name's addresses
 	StepTCP      = "tcp"      // a connection
 	StepProxy    = "proxy"    // the way through a proxy
@@ -47,9 +48,9 @@ const (
 
 // Step is one step and how it went.
 type Step struct {
-	Name string `json:"name"`
-	OK   bool   `json:"ok"`
-	Took int64  `json:"took"` // milliseconds
+	Name   string `json:"name"`
+	OK     bool   `json:"ok"`
+	TookMs int64  `json:"tookMs"`
 	// Verdict says in a few words how it went, Detail what was seen.
 	Verdict string `json:"verdict"`
 	Detail  string `json:"detail,omitempty"`
@@ -70,6 +71,8 @@ type Image struct {
 type File struct {
 	Name string
 	Data []byte
+	// Unread is why it could not be read, "" where it could.
+	Unread string
 }
 
 // Credential is what is offered where a host asks.
@@ -88,8 +91,9 @@ type Host struct {
 	Scheme, Host string
 	Path         string // of the API's root: "/v2"
 	// Manifest, Content and Layer are the URLs that are asked: the manifest by its tag or
-	// digest, and those with Placeholder in place of a digest.
-	Manifest, Content, Layer string
+	// digest, and those with Placeholder in place of a digest. Blob is asked where no host has
+	// the manifest of a digest; "" for none.
+	Manifest, Content, Layer, Blob string
 	// Fallback says that plain HTTP is spoken where TLS fails (containerd's
 	// docker.NewHTTPFallback).
 	Fallback bool
@@ -126,12 +130,13 @@ type Answer struct {
 	MediaType string `json:"mediaType,omitempty"`
 	Size      int64  `json:"size,omitempty"` // of the manifest, bytes
 
-	name     string
-	found    bool // it says which digest the name has
-	final    bool // containerd asks nobody after it
-	content  bool // the manifest can be had
-	layer    bool // so can its first layer
-	supplies bool // skipped, but for what is named by digest
+	name    string
+	found   bool   // it says which digest the name has
+	ends    bool   // containerd asks nobody after it
+	refused bool   // it answers, and neither with the manifest nor with 404
+	content bool   // the manifest can be had, of the digest that the first host names
+	layer   bool   // so can its first layer
+	unfit   string // why the image is not for this node
 }
 
 // Asker asks hosts.
@@ -153,47 +158,118 @@ type Asker struct {
 	stepTime time.Duration // 0: StepTime
 }
 
-// Ask asks one host. said hears of each step as soon as it is done. A context that ends makes
-// for a step that says so.
-func (a *Asker) Ask(ctx context.Context, img Image, h Host, said func(Step)) Answer {
-	out := Answer{URL: h.Scheme + "://" + h.Host + h.Path, Skipped: h.Skipped, Steps: []Step{}, name: h.Scheme + "://" + h.Host, supplies: h.Supplies}
-	if h.Skipped != "" {
-		out.Verdict = "not asked: " + h.Skipped
-		return out
-	}
-	s := &session{Asker: a, host: h, image: img, out: &out, said: said, offered: map[string]bool{}}
-	for _, values := range []http.Header{h.Header, h.TokenHeader} {
-		for _, list := range values {
-			s.hide(list...)
+// Ask asks all hosts of an image, in containerd's order. Which digest a name has, the first
+// host says that answers; for manifests and layers of that digest then all are asked, and so
+// are those that may not say it (Host.Supplies). begin hears whose turn it is, again where a
+// host has had one before; said hears of each step as soon as it is done. A context that ends
+// makes for a step that says so, and for answers of only the hosts that were asked until then.
+func (a *Asker) Ask(ctx context.Context, img Image, hosts []Host, begin func(host int, again bool), said func(Step)) []Answer {
+	ctx = host.For(ctx, "the image "+img.Repository)
+	answers, sessions, shared := make([]Answer, len(hosts)), make([]*session, len(hosts)), &image{Image: img}
+	hidden := &veil{}
+	for i, h := range hosts {
+		answers[i] = Answer{URL: h.Scheme + "://" + h.Host + h.Path, Skipped: h.Skipped, Steps: []Step{}, name: h.Scheme + "://" + h.Host}
+		sessions[i] = &session{Asker: a, host: h, image: shared, out: &answers[i], said: said, scheme: h.Scheme, veil: hidden}
+		for _, values := range []http.Header{h.Header, h.TokenHeader} {
+			for _, list := range values {
+				hidden.hide(list...)
+			}
 		}
+		sessions[i].credential(h.Host)
+		defer sessions[i].close()
 	}
-	defer s.close()
-	s.run(host.For(ctx, "the image "+img.Repository))
-	if n := len(out.Steps); n > 0 && out.Verdict == "" {
-		out.Verdict = out.Steps[n-1].Verdict
+	turns := func(turn func(*session), wants func(*session) bool, again bool) (asked int, done bool) {
+		for i, s := range sessions {
+			if !wants(s) {
+				continue
+			}
+			if asked++; begin != nil {
+				begin(i, again)
+			}
+			turn(s)
+			if ctx.Err() != nil {
+				if !again {
+					answers = answers[:i+1]
+				}
+				return asked, true
+			}
+		}
+		return asked, false
 	}
-	return out
+	_, done := turns(func(s *session) { s.first(ctx) }, func(*session) bool { return true }, false)
+	if !done && img.Digest != "" && !slices.ContainsFunc(answers, func(a Answer) bool { return a.found || a.ends || a.refused }) {
+		_, done = turns(func(s *session) { s.resolve(ctx, s.host.Blob); s.supply(ctx) }, (*session).mayHaveBlob, true)
+	}
+	// Who was asked before somebody named the digest, or a manifest its layer, is asked for
+	// these now; each only once.
+	for more := 1; !done && more > 0; {
+		more, done = turns(func(s *session) { s.supply(ctx) }, (*session).maySupply, true)
+	}
+	for i := range answers {
+		answers[i].conclude(img)
+	}
+	return answers
+}
+
+// conclude says what the steps come to.
+func (a *Answer) conclude(img Image) {
+	if a.Verdict == "" && len(a.Steps) > 0 {
+		a.Verdict = a.Steps[len(a.Steps)-1].Verdict
+	} else if a.Skipped != "" && len(a.Steps) == 0 {
+		a.Verdict = "not asked: " + a.Skipped
+	}
+	if img.Verb == Pull {
+		a.OK = (a.found || a.Skipped != "") && a.content && a.layer
+	}
+}
+
+// image is what is wanted, and what is known of it so far.
+type image struct {
+	Image
+	manifest *found              // that the first host names
+	layer    *ocispec.Descriptor // of the manifest, once one was read
 }
 
 // session is the asking of one host. Its requests go one after the other.
 type session struct {
 	*Asker
 	host   Host
-	image  Image
+	image  *image
 	out    *Answer
 	said   func(Step)
 	client *http.Client
 	auth   docker.Authorizer
-	scheme string // spoken; https becomes http where containerd falls back
-	// offered are the hosts that have been given what there is to give.
-	offered map[string]bool
+	veil   *veil
 
-	mu      sync.Mutex
-	secrets []string
-	used    Credential
-	peer    peer
-	target  string // the name of whom the last request was for
-	via     *url.URL
+	connected    bool // as far as it was tried
+	dead         bool // nothing more is asked
+	rootMissing  bool // the API's root was not there
+	askedContent bool
+	askedLayer   bool
+
+	mu     sync.Mutex
+	scheme string // spoken; https becomes http where containerd falls back
+	used   Credential
+	peer   peer
+	target string // the name of whom the last request was for
+	via    *url.URL
+}
+
+// spoken is the scheme: a dial that was given up may still ask for it.
+func (s *session) spoken() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.scheme
+}
+
+// credential is what is configured for a host.
+func (s *session) credential(host string) Credential {
+	var c Credential
+	if s.Credentials != nil {
+		c = s.Credentials(host)
+	}
+	s.veil.hide(c.Secret, c.User+":"+c.Secret)
+	return c
 }
 
 func (s *session) now() time.Time {
@@ -218,44 +294,13 @@ func (s *session) dialLimit() time.Duration {
 	return s.limit()
 }
 
-// hide keeps texts, and the forms in which they travel, out of all that is said.
-func (s *session) hide(values ...string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, v := range values {
-		forms := append([]string{v}, strings.Fields(v)...)
-		for _, f := range slices.Clone(forms) {
-			forms = append(forms, url.QueryEscape(f), url.PathEscape(f), base64.StdEncoding.EncodeToString([]byte(f)))
-		}
-		for _, f := range forms {
-			// Shorter ones are no secrets, and words that are in everything.
-			if len(f) >= 4 && !strings.EqualFold(f, "basic") && !strings.EqualFold(f, "bearer") && !slices.Contains(s.secrets, f) {
-				s.secrets = append(s.secrets, f)
-			}
-		}
-	}
-	// The longest first: one may be part of another.
-	slices.SortFunc(s.secrets, func(a, b string) int { return len(b) - len(a) })
-}
-
-// clean is a text that may be shown on a terminal: servers and certificates are not trusted
-// with one.
-func (s *session) clean(text string) string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, secret := range s.secrets {
-		text = strings.ReplaceAll(text, secret, "******")
-	}
-	return strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, text)
-}
+// their is a server's text as it may be shown.
+func (s *session) their(text string) string { return s.veil.over(text) }
 
 func (s *session) add(step Step) {
-	step.Verdict, step.Detail, step.Remedy = s.clean(step.Verdict), s.clean(step.Detail), s.clean(step.Remedy)
+	for _, text := range []*string{&step.Verdict, &step.Detail, &step.Remedy} {
+		*text = shortened(printable(*text), mostOfStep)
+	}
 	s.out.Steps = append(s.out.Steps, step)
 	if s.said != nil {
 		s.said(step)
@@ -263,13 +308,15 @@ func (s *session) add(step Step) {
 }
 
 func step(name string, ok bool, took time.Duration, verdict, detail, remedy string) Step {
-	return Step{Name: name, OK: ok, Took: took.Milliseconds(), Verdict: verdict, Detail: detail, Remedy: remedy}
+	return Step{Name: name, OK: ok, TookMs: took.Milliseconds(), Verdict: verdict, Detail: detail, Remedy: remedy}
 }
 
-// failed adds a step that ended it.
+// failed adds a step that ended it. What ended it first is the host's verdict.
 func (s *session) failed(name string, took time.Duration, f *fault) {
 	s.add(step(name, false, took, f.verdict, f.detail, f.remedy))
-	s.out.Verdict = s.out.Steps[len(s.out.Steps)-1].Verdict
+	if s.out.Verdict == "" {
+		s.out.Verdict = s.out.Steps[len(s.out.Steps)-1].Verdict
+	}
 }
 
 // fault is why a step went wrong.
@@ -277,45 +324,55 @@ type fault struct{ verdict, detail, remedy string }
 
 func (f *fault) Error() string { return f.verdict }
 
-// run asks for everything, in order.
-func (s *session) run(ctx context.Context) {
-	s.scheme = s.host.Scheme
-	if err := s.prepare(); err != nil {
-		s.failed(StepTLS, 0, err)
-		return
+// first is a host's first turn.
+func (s *session) first(ctx context.Context) {
+	if s.host.Skipped == "" {
+		s.resolve(ctx, s.host.Manifest)
 	}
-	api, ok := s.root(ctx)
-	if !ok {
-		return
+	if s.maySupply() {
+		s.supply(ctx)
 	}
-	m, ok := s.manifest(ctx, api)
-	if !ok {
-		return
-	}
-	if s.image.Verb == Pull {
-		s.supply(ctx, m)
-		return
-	}
-	s.out.OK = true
 }
 
-// root asks for the API's root. What it answers over HTTP decides nothing: containerd does
-// not ask for it.
-func (s *session) root(ctx context.Context) (reply, bool) {
+// connect prepares a host, once, and says whether it can be asked.
+func (s *session) connect(ctx context.Context) bool {
+	if !s.connected {
+		s.connected = true
+		if err := s.prepare(); err != nil {
+			s.failed(StepFiles, 0, err)
+			s.dead = true
+		} else {
+			s.dead = !s.root(ctx)
+		}
+	}
+	return !s.dead
+}
+
+// root asks for the API's root, which is where a connection is made. What is answered over
+// HTTP, or not, decides nothing: containerd does not ask for it.
+func (s *session) root(ctx context.Context) bool {
 	r, t, err := s.open(ctx)
 	if err != nil && s.falls(err, t) {
 		s.add(step(t.at(), false, t.took(), s.blame(t, err).verdict, "plain HTTP is tried then, since an http URL has TLS settings", ""))
+		s.mu.Lock()
 		s.scheme = "http"
+		s.mu.Unlock()
 		s.out.name = "http://" + s.host.Host
 		r, t, err = s.open(ctx)
 	}
 	if err != nil {
-		s.failed(t.at(), t.took(), s.blame(t, err))
-		return r, false
+		f := s.blame(t, err)
+		if t.at() == StepAPI && ctx.Err() == nil {
+			s.add(step(StepAPI, false, t.took(), f.verdict, f.detail, f.remedy))
+			return true
+		}
+		s.failed(t.at(), t.took(), f)
+		return false
 	}
+	s.rootMissing = r.status == http.StatusNotFound
 	verdict, detail, remedy, ok := s.judgeRoot(ctx, r)
 	s.add(step(StepAPI, ok, t.took(), verdict, detail, remedy))
-	return r, true
+	return true
 }
 
 func (s *session) open(ctx context.Context) (reply, *trail, error) {
@@ -333,7 +390,7 @@ func joined(p string) string {
 	return "/" + strings.Join(parts, "/") + "/"
 }
 
-func (s *session) url(p string) string { return s.scheme + "://" + s.host.Host + p }
+func (s *session) url(p string) string { return s.spoken() + "://" + s.host.Host + p }
 
 // at is one of the host's URLs, with a digest, by what is spoken.
 func (s *session) at(given, dgst string) string {
@@ -341,7 +398,7 @@ func (s *session) at(given, dgst string) string {
 		given = given[:i+1] + dgst + given[i+1+len(Placeholder):]
 	}
 	if rest, ok := strings.CutPrefix(given, s.host.Scheme+"://"); ok {
-		given = s.scheme + "://" + rest
+		given = s.spoken() + "://" + rest
 	}
 	return given
 }
@@ -362,7 +419,7 @@ func (s *session) judgeRoot(ctx context.Context, r reply) (verdict, detail, reme
 	detail = fmt.Sprintf("GET %s", r.url.Path)
 	switch c := r.status; {
 	case c == http.StatusUnauthorized:
-		challenges := challenged(r.header)
+		challenges := s.challenged(r.header)
 		if len(challenges) == 0 {
 			return "401: without a challenge", detail, s.noRegistry(), false
 		}
@@ -370,12 +427,12 @@ func (s *session) judgeRoot(ctx context.Context, r reply) (verdict, detail, reme
 	case c < 300 && isRegistry(r):
 		return "a registry", fmt.Sprintf("%s: %d", detail, c), "", true
 	case c < 300:
-		return "an answer that is no registry's", fmt.Sprintf("%s: %d, %s, no Docker-Distribution-Api-Version", detail, c, kind(r)), s.noRegistry(), false
+		return "an answer that is no registry's", fmt.Sprintf("%s: %d, %s, no Docker-Distribution-Api-Version", detail, c, s.kind(r)), s.noRegistry(), false
 	case c < 400:
-		return fmt.Sprintf("%d: a redirect", c), detail + elsewhere(r), s.noRegistry(), false
+		return fmt.Sprintf("%d: a redirect", c), detail + s.elsewhere(r), s.noRegistry(), false
 	case c == http.StatusNotFound:
 		return "404: no registry's API at this path", detail, s.host.Hints.Path, false
-	case c == http.StatusBadRequest && s.scheme == "http" && s.speaksTLS(ctx):
+	case c == http.StatusBadRequest && s.spoken() == "http" && s.speaksTLS(ctx):
 		return "400: the server speaks HTTPS, and the URL says http", detail, s.host.Hints.Scheme, false
 	case c == http.StatusBadRequest && s.peerOf().wants && len(s.host.Client) == 0:
 		return "400: client certificate wanted", detail + ", and none is configured", s.host.Hints.Client, false
@@ -395,25 +452,28 @@ func isRegistry(r reply) bool {
 	return r.header.Get("Docker-Distribution-Api-Version") != "" || t == "application/json" || len(r.body) == 0 && t != "text/html"
 }
 
-func kind(r reply) string {
+func (s *session) kind(r reply) string {
 	t, _, _ := mime.ParseMediaType(r.header.Get("Content-Type"))
 	if t == "" {
 		return "no Content-Type"
 	}
-	return "Content-Type " + t
+	return "Content-Type " + s.their(token(t))
 }
 
 // elsewhere is where a redirect goes: its query may be a secret.
-func elsewhere(r reply) string {
+func (s *session) elsewhere(r reply) string {
 	u, err := r.url.Parse(r.header.Get("Location"))
 	if err != nil || u.Host == "" {
 		return " sends on, and says not where to"
 	}
-	return fmt.Sprintf(" sends on to %s://%s%s", u.Scheme, u.Host, u.Path)
+	return " sends on to " + s.their(u.Scheme+"://"+u.Host+u.Path)
 }
 
-// manifest asks for the manifest, as Resolve of containerd's core/remotes/docker does.
-func (s *session) manifest(ctx context.Context, api reply) (found, bool) {
+// resolve asks for the manifest, as Resolve of containerd's core/remotes/docker does.
+func (s *session) resolve(ctx context.Context, target string) {
+	if !s.connect(ctx) {
+		return
+	}
 	scope := "repository:" + s.image.Repository + ":pull"
 	if s.image.Verb == Push {
 		scope += ",push"
@@ -421,66 +481,85 @@ func (s *session) manifest(ctx context.Context, api reply) (found, bool) {
 	ctx = docker.WithScope(ctx, scope)
 	header := s.header()
 	header.Add("Accept", strings.Join(append(manifestTypes(), "*/*"), ", "))
-	target := s.at(s.host.Manifest, "")
+	target = s.at(target, s.image.Digest)
 	r, took, err := s.authorized(ctx, StepManifest, http.MethodHead, target, header, 0)
 	if err == nil && r.status == http.StatusMethodNotAllowed {
-		r, took, err = s.authorized(ctx, StepManifest, http.MethodGet, target, header, docker.MaxManifestSize+1)
+		r, took, err = s.authorized(ctx, StepManifest, http.MethodGet, target, header, 0)
 	}
 	if err != nil {
-		return found{}, false
+		return
 	}
 	if r.status > 299 {
-		if s.image.Verb == Push && r.status == http.StatusNotFound {
-			s.add(step(StepManifest, true, took, "404: not there yet", "a push makes it", ""))
-			return found{}, true
-		}
-		s.out.final = r.status < 400
-		f := s.refused(r, "manifest")
-		if r.status == http.StatusNotFound && api.status == http.StatusNotFound {
-			f.remedy = s.host.Hints.Path
-		}
-		s.failed(StepManifest, took, f)
-		return found{}, false
+		s.unresolved(r, took)
+		return
 	}
 	m := found{digest: r.header.Get("Docker-Content-Digest"), mediaType: mediaType(r), size: r.length}
 	if s.image.Digest != "" {
 		m.digest = s.image.Digest
 	}
 	if m.digest == "" || m.size < 0 {
-		// So does containerd.
+		// So does containerd, for which the body counts then, and not the header.
 		var more time.Duration
 		if r, more, err = s.authorized(ctx, StepManifest, http.MethodGet, target, header, docker.MaxManifestSize+1); err != nil {
-			return m, false
+			s.out.ends = true
+			return
 		}
 		took += more
 		if r.status > 299 {
-			s.out.final = true
+			s.out.ends = true
 			s.failed(StepManifest, took, s.refused(r, "manifest"))
-			return m, false
+			return
 		}
 		m.size, m.mediaType = int64(len(r.body)), mediaType(r)
-		if m.digest == "" {
+		if s.image.Digest == "" {
 			m.digest = digest.FromBytes(r.body).String()
 		}
 	}
-	detail := s.viaText(r) + fmt.Sprintf("%s, %s, %d bytes", m.digest, m.mediaType, m.size)
-	switch _, err := digest.Parse(m.digest); {
+	s.resolved(r, m, took)
+}
+
+// resolved judges what a host says of the manifest.
+func (s *session) resolved(r reply, m found, took time.Duration) {
+	switch {
 	case m.size > docker.MaxManifestSize:
-		s.failed(StepManifest, took, &fault{verdict: "the manifest is too large for containerd", detail: fmt.Sprintf("%d bytes and more", docker.MaxManifestSize)})
-		return m, false
-	case err != nil:
-		s.out.final = true
-		s.failed(StepManifest, took, &fault{verdict: "the digest that it names is none", detail: m.digest, remedy: s.noRegistry()})
-		return m, false
+		s.out.refused = true
+		s.failed(StepManifest, took, tooLarge())
+		return
+	case digest.Digest(m.digest).Validate() != nil, s.their(m.digest) != m.digest:
+		s.out.ends = true
+		s.failed(StepManifest, took, &fault{verdict: "the digest that it names is none", detail: s.their(token(m.digest)), remedy: s.noRegistry()})
+		return
 	case !slices.Contains(manifestTypes(), m.mediaType):
 		// The first answer counts for containerd, whatever it is.
-		s.out.final = true
-		s.failed(StepManifest, took, &fault{verdict: "an answer that is no manifest", detail: s.viaText(r) + kind(r), remedy: s.noRegistry()})
-		return m, false
+		s.out.ends = true
+		s.failed(StepManifest, took, &fault{verdict: "an answer that is no manifest", detail: s.viaText(r) + s.kind(r), remedy: s.noRegistry()})
+		return
 	}
-	s.add(step(StepManifest, true, took, "found", detail, ""))
+	s.add(step(StepManifest, true, took, "found", s.viaText(r)+fmt.Sprintf("%s, %s, %d bytes", m.digest, m.mediaType, m.size), ""))
 	s.out.found, s.out.Digest, s.out.MediaType, s.out.Size = true, m.digest, m.mediaType, m.size
-	return m, true
+	s.out.OK = s.image.Verb != Pull
+	if s.image.manifest == nil {
+		s.image.manifest = &m
+	}
+}
+
+// unresolved is an answer above 299 to who asks for a manifest.
+func (s *session) unresolved(r reply, took time.Duration) {
+	if s.image.Verb == Push && r.status == http.StatusNotFound {
+		s.add(step(StepManifest, true, took, "404: not there yet", "a push makes it", ""))
+		s.out.OK = true
+		return
+	}
+	s.out.ends, s.out.refused = r.status < 400, r.status != http.StatusNotFound
+	f := s.refused(r, "manifest")
+	if r.status == http.StatusNotFound && s.rootMissing {
+		f.remedy = s.host.Hints.Path
+	}
+	s.failed(StepManifest, took, f)
+}
+
+func tooLarge() *fault {
+	return &fault{verdict: "the manifest is too large for containerd", detail: fmt.Sprintf("more than %d bytes", docker.MaxManifestSize)}
 }
 
 // refused is what an answer above 299 means.
@@ -512,7 +591,7 @@ func (s *session) refused(r reply, what string) *fault {
 	case c == http.StatusTooManyRequests:
 		f.verdict, f.remedy = "429: too many requests", "wait, or offer credentials: registries allow more to those they know"
 		if after := r.header.Get("Retry-After"); after != "" {
-			f.detail = strings.TrimPrefix(f.detail+", Retry-After: "+after, ", ")
+			f.detail = strings.TrimPrefix(f.detail+", Retry-After: "+s.their(token(after)), ", ")
 		}
 	case c >= 500:
 		f.verdict = fmt.Sprintf("%d: the server fails (%s)", c, strings.ToLower(http.StatusText(c)))
@@ -526,54 +605,66 @@ func (s *session) viaText(r reply) string {
 	if len(r.via) == 0 {
 		return ""
 	}
-	return "by way of " + strings.Join(r.via, ", ") + ", "
+	var via []string
+	for _, host := range r.via {
+		via = append(via, s.their(host))
+	}
+	return "by way of " + strings.Join(via, ", ") + ", "
 }
 
-// authorized asks, and where the answer is 401, offers what there is: by containerd's own
-// authorizer. A failure has been added to the steps.
+// attempts is how often a request is sent (maxAttempts of containerd's
+// core/remotes/docker/resolver.go).
+const attempts = 5
+
+// authorized asks, and where the answer is 401, offers what there is, once to each host that
+// answers so: by containerd's own authorizer. A failure has been added to the steps.
 func (s *session) authorized(ctx context.Context, name, method, target string, header http.Header, keep int64) (reply, time.Duration, error) {
-	for {
+	var responses []*http.Response
+	offered := map[string]bool{}
+	fail := func(name string, took time.Duration, f *fault) (reply, time.Duration, error) {
+		s.dead = true
+		s.failed(name, took, f)
+		return reply{}, 0, f
+	}
+	for range attempts {
 		t := s.start(ctx, false)
 		r, err := s.exchange(t, method, target, header, keep, true)
 		if err != nil {
-			s.failed(name, t.took(), s.blame(t, err))
-			return r, 0, err
+			return fail(name, t.took(), s.blame(t, err))
 		}
 		if r.status != http.StatusUnauthorized {
 			return r, t.took(), nil
 		}
-		if s.offered[r.url.Host] {
-			f := s.unauthorized(r)
-			s.failed(StepAuth, t.took(), f)
-			return r, 0, f
+		if offered[r.url.Host] {
+			return fail(StepAuth, t.took(), s.unauthorized(r))
 		}
-		s.offered[r.url.Host] = true
-		if err := s.offerTo(ctx, r); err != nil {
-			return r, 0, err
+		offered[r.url.Host] = true
+		responses = append(responses, r.response)
+		if took, f := s.offerTo(ctx, r, responses); f != nil {
+			return fail(StepAuth, took, f)
 		}
 	}
+	return fail(StepAuth, 0, &fault{verdict: "401: not authorized", detail: fmt.Sprintf("%d requests, each sent on to another host that asks for credentials", attempts), remedy: s.noRegistry()})
 }
 
-// offerTo answers a challenge.
-func (s *session) offerTo(ctx context.Context, r reply) error {
-	challenges := strings.Join(challenged(r.header), ", ")
+// offerTo answers a challenge, the last of responses.
+func (s *session) offerTo(ctx context.Context, r reply, responses []*http.Response) (time.Duration, *fault) {
 	t := s.start(ctx, false)
 	defer t.end()
-	err := s.auth.AddResponses(t.ctx, []*http.Response{r.response})
+	err := s.auth.AddResponses(t.ctx, responses)
 	if err == nil {
 		// A token is fetched now, not with the next request: its time is this step's.
 		trial := &http.Request{URL: r.url, Header: http.Header{}}
-		err = s.auth.Authorize(t.ctx, trial)
-		s.hide(trial.Header.Get("Authorization"))
+		err = s.authorize(t.ctx, trial)
 	}
+	challenges := strings.Join(s.challenged(r.header), ", ")
 	if err != nil {
 		f := s.unoffered(t, r, err)
 		f.detail = strings.TrimPrefix(f.detail+"; "+challenges, "; ")
-		s.failed(StepAuth, t.took(), f)
-		return f
+		return t.took(), f
 	}
 	s.add(step(StepAuth, true, t.took(), "offered: "+s.offer(), challenges, ""))
-	return nil
+	return 0, nil
 }
 
 // offer is what was offered, for messages.
@@ -590,83 +681,6 @@ func (s *session) offer() string {
 		return "the header Authorization of " + s.host.Authorized
 	}
 	return "no credentials"
-}
-
-// Judge says what all answers come to, in containerd's order: whether the image would be had,
-// and from whom, or why not.
-func Judge(img Image, answers []Answer) (verdict string, had bool) {
-	if img.Verb == Push {
-		for _, a := range answers {
-			if a.Skipped == "" {
-				if a.OK {
-					return "the image would be taken by " + a.name, true
-				}
-				return fmt.Sprintf("the image would not be taken: %s: %s", a.name, a.Verdict), false
-			}
-		}
-		return "the image would not be taken: nobody is asked", false
-	}
-	i := slices.IndexFunc(answers, func(a Answer) bool { return a.found || a.final })
-	if i < 0 || !answers[i].found {
-		return "the image would not be had: " + reasons(answers, i), false
-	}
-	a := answers[i]
-	what := fmt.Sprintf("%s, %s, %d bytes", a.Digest, a.MediaType, a.Size)
-	if img.Verb == Resolve {
-		return fmt.Sprintf("the image would be resolved by %s: %s", a.name, what), true
-	}
-	// Manifests and layers come from the first host that has them, whoever it is.
-	first := func(has func(Answer) bool) (string, bool) {
-		j := slices.IndexFunc(answers, func(o Answer) bool { return o.Digest == a.Digest && has(o) })
-		if j < 0 {
-			return "", false
-		}
-		return answers[j].name, true
-	}
-	content, ok := first(func(o Answer) bool { return o.content })
-	layer, lok := first(func(o Answer) bool { return o.layer })
-	if !ok || !lok {
-		lacks := "its first layer"
-		if !ok {
-			lacks = "the manifest of that digest"
-		}
-		verdict = fmt.Sprintf("the image would not be had: %s names %s, and nobody gives %s: %s", a.name, a.Digest, lacks, reasons(answers, -1))
-		for _, o := range answers {
-			if o.supplies && o.Skipped != "" {
-				verdict += "; " + o.name + " may have it, and was not asked"
-			}
-		}
-		return verdict, false
-	}
-	verdict = "the image would be had from " + a.name + ": " + what
-	switch {
-	case content != a.name && layer != a.name && content != layer:
-		verdict += "; its manifest from " + content + ", layers from " + layer
-	case content != a.name && layer != a.name:
-		verdict += "; manifest and layers from " + content
-	case content != a.name:
-		verdict += "; its manifest from " + content
-	case layer != a.name:
-		verdict += "; layers from " + layer
-	}
-	return verdict, true
-}
-
-// reasons are why hosts gave nothing; only up to one that ends it, unless that is -1.
-func reasons(answers []Answer, last int) string {
-	var out []string
-	for i, a := range answers {
-		if a.Skipped == "" && !a.OK {
-			out = append(out, a.name+": "+a.Verdict)
-		}
-		if i == last {
-			break
-		}
-	}
-	if len(out) == 0 {
-		return "nobody is asked"
-	}
-	return strings.Join(out, "; ")
 }
 
 // errTime ends a step that takes too long.

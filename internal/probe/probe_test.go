@@ -9,6 +9,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -36,7 +37,7 @@ import (
 // What must never be seen.
 const (
 	password = "hunter2-secret"
-	token    = "eyJ-token-secret"
+	token1   = "eyJ-token-secret"
 	hidden   = "header-secret-4711"
 )
 
@@ -181,6 +182,10 @@ func (d *depot) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+func withPair(pair tls.Certificate) *tls.Config {
+	return &tls.Config{Certificates: []tls.Certificate{pair}}
+}
+
 // serve starts a server with a certificate, or plain.
 func serve(t *testing.T, h http.Handler, config *tls.Config) *httptest.Server {
 	t.Helper()
@@ -212,27 +217,48 @@ func hostOf(u, root string) Host {
 
 func app() Image { return Image{Verb: Pull, Repository: "library/app", Arch: "amd64"} }
 
-// ask asks, and holds all that was said against what must not be seen.
+// ask asks one host.
 func ask(t *testing.T, a *Asker, img Image, h Host) Answer {
+	t.Helper()
+	return askAll(t, a, img, h)[0]
+}
+
+// askAll asks, and holds all that was said against what must not be seen.
+func askAll(t *testing.T, a *Asker, img Image, hosts ...Host) []Answer {
 	t.Helper()
 	if a.Network == nil {
 		a.Network = host.OpenNetwork()
 	}
 	a.Agent = "containerd/2.4.2 (nodeprep)"
 	var heard []Step
-	out := a.Ask(t.Context(), img, h, func(s Step) { heard = append(heard, s) })
-	b, err := json.Marshal(map[string]any{"answer": out, "heard": heard, "verdict": fmt.Sprint(Judge(img, []Answer{out}))})
+	out := a.Ask(t.Context(), img, hosts, nil, func(s Step) { heard = append(heard, s) })
+	b, err := json.Marshal(map[string]any{"answers": out, "heard": heard, "verdict": fmt.Sprint(Judge(img, out))})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(heard) != len(out.Steps) {
-		t.Errorf("%d steps were said, and %d are in the answer", len(heard), len(out.Steps))
+	n := 0
+	for _, o := range out {
+		n += len(o.Steps)
 	}
-	for _, secret := range []string{password, token, hidden} {
-		for _, form := range []string{secret, base64.StdEncoding.EncodeToString([]byte("robot:" + secret)), url.QueryEscape(secret)} {
-			if strings.Contains(string(b), form) {
+	if len(heard) != n {
+		t.Errorf("%d steps were said, and %d are in the answers", len(heard), n)
+	}
+	for _, secret := range []string{password, token1, hidden} {
+		for _, form := range forms(secret) {
+			if strings.Contains(strings.ToLower(string(b)), strings.ToLower(form)) {
 				t.Errorf("%q is in what is said: %s", form, b)
 			}
+		}
+	}
+	return out
+}
+
+// forms are those in which a secret may come back.
+func forms(secret string) []string {
+	out := []string{secret, url.QueryEscape(secret), url.PathEscape(secret), hex.EncodeToString([]byte(secret))}
+	for _, text := range []string{secret, "robot:" + secret} {
+		for _, e := range []*base64.Encoding{base64.StdEncoding, base64.RawStdEncoding, base64.URLEncoding, base64.RawURLEncoding} {
+			out = append(out, e.EncodeToString([]byte(text)))
 		}
 	}
 	return out
@@ -277,7 +303,7 @@ func TestImageIsThere(t *testing.T) {
 	s := serve(t, d, &tls.Config{Certificates: []tls.Certificate{pair}})
 	port := s.URL[strings.LastIndexByte(s.URL, ':'):]
 	h := hostOf("https://mirror.example"+port, "/v2/proj")
-	h.CA = []File{{"/etc/containerd/certs.d/quay.example/ca.pem", ca.pem}}
+	h.CA = []File{{Name: "/etc/containerd/certs.d/quay.example/ca.pem", Data: ca.pem}}
 	h.Header = http.Header{"X-Site": {hidden}}
 	a := &Asker{Lookup: func(_ context.Context, name string) ([]netip.Addr, error) {
 		if name != "mirror.example" {
@@ -288,7 +314,7 @@ func TestImageIsThere(t *testing.T) {
 	got := ask(t, a, app(), h)
 	dgst := digest.FromBytes(d.tag).String()
 	expect(t, got, "+dns: found | mirror.example is 127.0.0.1", "+tcp: connected | 127.0.0.1"+port, "+tls: trusted | TLS 1.3, CN=leaf, by CN=Test Authority, until ",
-		"+api: a registry | GET /v2/proj/: 200", "+manifest: found | "+dgst+", application/vnd.oci.image.index.v1+json, ", "+content: had | "+dgst+", and in it sha256:", "for linux/amd64",
+		"+api: a registry | GET /v2/proj/: 200", "+manifest: found | "+dgst+", application/vnd.oci.image.index.v1+json, ", "+content: found | "+dgst+", and in it sha256:", "for linux/amd64",
 		"+layer: there | "+d.layer.String()+", 5 bytes", "!\n-", "!auth")
 	if !got.OK || got.Digest != dgst || got.Size != int64(len(d.tag)) {
 		t.Errorf("got %+v", got)
@@ -303,7 +329,7 @@ func TestImageIsThere(t *testing.T) {
 		}
 	}
 	verdict, had := Judge(app(), []Answer{got})
-	if want := "the image would be had from https://mirror.example" + port + ": " + dgst; !had || !strings.HasPrefix(verdict, want) {
+	if want := "the image can be pulled from https://mirror.example" + port + ": " + dgst; !had || !strings.HasPrefix(verdict, want) {
 		t.Errorf("%t: %s", had, verdict)
 	}
 	// A resolve ends with the digest.
@@ -411,7 +437,7 @@ func TestCertificates(t *testing.T) {
 	}{
 		{"of a known authority", at(good), nil, []string{"+tls: trusted", "+layer: there"}},
 		{"of an unknown authority", at(good), func(h *Host) { h.CA = nil }, []string{"-tls: certificate signed by unknown authority: CN=Right Authority | CN=leaf, by CN=Right Authority, until ", "| hint-ca", "!api"}},
-		{"of another authority", at(good), func(h *Host) { h.CA = []File{{"/etc/x/other.pem", other.pem}} }, []string{"-tls: certificate signed by unknown authority: CN=Right Authority", "not of /etc/x/other.pem | hint-ca"}},
+		{"of another authority", at(good), func(h *Host) { h.CA = []File{{Name: "/etc/x/other.pem", Data: other.pem}} }, []string{"-tls: certificate signed by unknown authority: CN=Right Authority", "not of /etc/x/other.pem | hint-ca"}},
 		{"by itself", &tls.Config{}, func(h *Host) { h.CA = nil }, []string{"-tls: certificate signed by unknown authority: by itself, O=Acme Co"}},
 		{"for another name", at(elsewhere), nil, []string{"-tls: certificate for another name: it has other.example, 10.1.2.3 |", "give the server a certificate for 127.0.0.1"}},
 		{"expired", at(old), nil, []string{"-tls: certificate expired: on 20", "unless this machine's clock is wrong: it says 20"}},
@@ -420,15 +446,21 @@ func TestCertificates(t *testing.T) {
 		{"not verified, and good", at(good), func(h *Host) { h.SkipVerify = true }, []string{"+tls: not verified, since skip_verify is set", "; it would hold |"}},
 		{"wants a client certificate", wanting, nil, []string{"-api: client certificate wanted | none is configured", "| hint-client"}},
 		{"wants a client certificate, TLS 1.2", wanting12, nil, []string{": client certificate wanted | none is configured", "| hint-client"}},
-		{"gets a client certificate", wanting, func(h *Host) { h.Client = [][2]File{{{"c.pem", clientCert}, {"c.key", clientKey}}} }, []string{"+tls: trusted", "; shown: c.pem", "+layer: there"}},
-		{"refuses a client certificate", wanting12, func(h *Host) { h.Client = [][2]File{{{"s.pem", strangerCert}, {"s.key", strangerKey}}} }, []string{"certificate"}},
-		{"a CA that is none", at(good), func(h *Host) { h.CA = []File{{"ca.pem", []byte("x")}} }, []string{"-tls: the CA file has no certificate | ca.pem | hint-ca"}},
-		{"a key that does not fit", at(good), func(h *Host) { h.Client = [][2]File{{{"c.pem", clientCert}, {"s.key", strangerKey}}} }, []string{"-tls: the client certificate cannot be loaded | c.pem, s.key"}},
+		{"gets a client certificate", wanting, func(h *Host) {
+			h.Client = [][2]File{{{Name: "c.pem", Data: clientCert}, {Name: "c.key", Data: clientKey}}}
+		}, []string{"+tls: trusted", "; shown: c.pem", "+layer: there"}},
+		{"refuses a client certificate", wanting12, func(h *Host) {
+			h.Client = [][2]File{{{Name: "s.pem", Data: strangerCert}, {Name: "s.key", Data: strangerKey}}}
+		}, []string{"certificate"}},
+		{"a CA that is none", at(good), func(h *Host) { h.CA = []File{{Name: "ca.pem", Data: []byte("x")}} }, []string{"-files: the CA file has no certificate | ca.pem | hint-ca"}},
+		{"a key that does not fit", at(good), func(h *Host) {
+			h.Client = [][2]File{{{Name: "c.pem", Data: clientCert}, {Name: "s.key", Data: strangerKey}}}
+		}, []string{"-files: the client certificate cannot be loaded | c.pem, s.key"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := serve(t, newDepot("/v2"), c.server)
 			h := hostOf(s.URL, "/v2")
-			h.CA = []File{{"ca.pem", ca.pem}}
+			h.CA = []File{{Name: "ca.pem", Data: ca.pem}}
 			if c.host != nil {
 				c.host(&h)
 			}
@@ -454,7 +486,7 @@ func TestSchemes(t *testing.T) {
 	h.Fallback = true
 	got := ask(t, &Asker{}, app(), h)
 	expect(t, got, "-tls: the server speaks plain HTTP, and the URL says https | plain HTTP is tried then", "+api: a registry", "+layer: there")
-	if verdict, _ := Judge(app(), []Answer{got}); !got.OK || !strings.HasPrefix(verdict, "the image would be had from http://127.0.0.1:") {
+	if verdict, _ := Judge(app(), []Answer{got}); !got.OK || !strings.HasPrefix(verdict, "the image can be pulled from http://127.0.0.1:") {
 		t.Errorf("%s\n%s", verdict, steps(got))
 	}
 	h = as("https", secure)
@@ -545,7 +577,7 @@ func TestAnswers(t *testing.T) {
 			if got.OK || !strings.Contains(got.Verdict, c.end) {
 				t.Errorf("verdict %q", got.Verdict)
 			}
-			if verdict, had := Judge(app(), []Answer{got}); had || !strings.HasPrefix(verdict, "the image would not be had: http://127.0.0.1:") {
+			if verdict, had := Judge(app(), []Answer{got}); had || !strings.HasPrefix(verdict, "the image cannot be pulled: http://127.0.0.1:") {
 				t.Errorf("judged %t: %s", had, verdict)
 			}
 		})
@@ -613,24 +645,56 @@ func TestHalfAMirror(t *testing.T) {
 			return true
 		}
 	}
-	whole := newDepot("/v2")
-	source := ask(t, &Asker{}, app(), hostOf(serve(t, whole, nil).URL, "/v2"))
 	for _, c := range []struct {
 		name, lacks, want, alone, both string
 	}{
-		{"layers", "/blobs/", "-layer: 404: this host lacks the layer sha256:", "nobody gives its first layer", "; layers from " + source.name},
-		{"manifests by digest", "/manifests/sha256", "-content: 404: this host lacks the manifest of sha256:", "nobody gives the manifest of that digest", "; manifest and layers from " + source.name},
+		{"layers", "/blobs/", "-layer: 404: this host lacks the layer sha256:", "nobody gives its first layer", "; layers from "},
+		{"manifests by digest", "/manifests/sha256", "-content: 404: this host lacks the manifest of sha256:", "nobody gives the manifest of that digest", "; its manifest from "},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			d := newDepot("/v2")
 			d.guard = gone(c.lacks)
-			got := ask(t, &Asker{}, app(), hostOf(serve(t, d, nil).URL, "/v2"))
+			half := hostOf(serve(t, d, nil).URL, "/v2")
+			got := ask(t, &Asker{}, app(), half)
 			expect(t, got, "+manifest: found", c.want)
-			if verdict, had := Judge(app(), []Answer{got}); had || !strings.Contains(verdict, c.alone) {
-				t.Errorf("alone: %t, %s", had, verdict)
+			if verdict, ok := Judge(app(), []Answer{got}); ok || !strings.Contains(verdict, c.alone) {
+				t.Errorf("alone: %t, %s", ok, verdict)
 			}
-			if verdict, had := Judge(app(), []Answer{got, source}); !had || !strings.HasPrefix(verdict, "the image would be had from "+got.name) || !strings.HasSuffix(verdict, c.both) {
-				t.Errorf("with another: %t, %s", had, verdict)
+			// Another has the same digest by another tag only, or may not say it, or says a
+			// newer one: whoever it is, it is asked for the first one's.
+			for name, other := range map[string]struct {
+				host  func(*Host)
+				guard func(http.ResponseWriter, *http.Request) bool
+			}{
+				"the same tag": {},
+				"no such tag":  {guard: gone("/manifests/1")},
+				"a newer tag":  {guard: newerTag},
+				"skipped":      {host: func(h *Host) { h.Skipped, h.Supplies = "its capabilities lack resolve", true }},
+			} {
+				for _, before := range []bool{false, true} {
+					if before && (name == "the same tag" || name == "a newer tag") {
+						continue // then it is the other that names the digest
+					}
+					whole := newDepot("/v2")
+					whole.guard = other.guard
+					h := hostOf(serve(t, whole, nil).URL, "/v2")
+					if other.host != nil {
+						other.host(&h)
+					}
+					hosts := []Host{half, h}
+					if before {
+						hosts = []Host{h, half}
+					}
+					answers := askAll(t, &Asker{}, app(), hosts...)
+					verdict, ok := Judge(app(), answers)
+					layers, whose := c.both, h.Scheme+"://"+h.Host
+					if before {
+						layers = "; manifest and layers from "
+					}
+					if !ok || !strings.HasPrefix(verdict, "the image can be pulled from "+got.name) || !strings.HasSuffix(verdict, layers+whose) {
+						t.Errorf("%s, before: %t: %t, %s\n%s%s", name, before, ok, verdict, steps(answers[0]), steps(answers[1]))
+					}
+				}
 			}
 		})
 	}
@@ -654,6 +718,18 @@ func TestHalfAMirror(t *testing.T) {
 			t.Error(steps(got))
 		}
 	})
+}
+
+// newerTag names another digest by the tag.
+func newerTag(w http.ResponseWriter, r *http.Request) bool {
+	if !strings.HasSuffix(r.URL.Path, "/manifests/1") {
+		return false
+	}
+	b := []byte(`{"config": {}}`)
+	w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
+	w.Header().Set("Docker-Content-Digest", digest.FromBytes(b).String())
+	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
+	return true
 }
 
 // basic wants robot and the password.
@@ -740,7 +816,7 @@ func TestTokens(t *testing.T) {
 			_, _ = io.WriteString(w, form.Encode())
 			return
 		}
-		_, _ = fmt.Fprintf(w, `{"token": %q, "access_token": %q}`, token, token)
+		_, _ = fmt.Fprintf(w, `{"token": %q, "access_token": %q}`, token1, token1)
 	}
 	robot := Credential{User: "robot", Secret: password, From: "config.toml:7"}
 	for _, c := range []struct {
@@ -810,7 +886,7 @@ func TestTokens(t *testing.T) {
 			}
 			d := newDepot("/v2")
 			d.guard = func(w http.ResponseWriter, r *http.Request) bool {
-				if r.Header.Get("Authorization") == "Bearer "+token {
+				if r.Header.Get("Authorization") == "Bearer "+token1 {
 					return false
 				}
 				challenge := fmt.Sprintf(`Bearer realm=%q,service="depot"`, realm)
@@ -852,7 +928,7 @@ func TestPush(t *testing.T) {
 	h.Manifest = strings.Replace(h.Manifest, "/manifests/1", "/manifests/new", 1)
 	got := ask(t, &Asker{}, img, h)
 	expect(t, got, "+manifest: 404: not there yet")
-	if verdict, had := Judge(img, []Answer{{Skipped: "its capabilities lack push"}, got}); !had || verdict != "the image would be taken by "+got.name {
+	if verdict, had := Judge(img, []Answer{{Skipped: "its capabilities lack push"}, got}); !had || verdict != "the image can be pushed to "+got.name {
 		t.Errorf("%t: %s", had, verdict)
 	}
 	for _, r := range d.requests() {
@@ -861,7 +937,7 @@ func TestPush(t *testing.T) {
 		}
 	}
 	d.guard = basic
-	if verdict, had := Judge(img, []Answer{ask(t, &Asker{}, img, h)}); had || !strings.Contains(verdict, "would not be taken: http://127.0.0.1:") {
+	if verdict, had := Judge(img, []Answer{ask(t, &Asker{}, img, h)}); had || !strings.Contains(verdict, "cannot be pushed: http://127.0.0.1:") {
 		t.Errorf("%t: %s", had, verdict)
 	}
 }
@@ -916,7 +992,7 @@ func TestProxies(t *testing.T) {
 		},
 	}
 	h := hostOf("https://far.example", "/v2")
-	h.CA = []File{{"ca.pem", ca.pem}}
+	h.CA = []File{{Name: "ca.pem", Data: ca.pem}}
 	got := ask(t, a, app(), h)
 	expect(t, got, "+dns: found | the proxy proxy.example is 127.0.0.1", "+tcp: connected | through proxy http://proxy.example:", "+proxy: a way through", "+tls: trusted", "+layer: there", "!robot")
 	got = ask(t, a, app(), hostOf("http://far.example", "/v2"))
@@ -947,35 +1023,39 @@ func TestInterrupted(t *testing.T) {
 		<-r.Context().Done()
 	}), nil)
 	a := &Asker{Network: host.OpenNetwork()}
-	got := a.Ask(ctx, app(), hostOf(s.URL, "/v2"), nil)
+	got := a.Ask(ctx, app(), []Host{hostOf(s.URL, "/v2")}, nil, nil)[0]
 	expect(t, got, "-api: interrupted")
 	if verdict, had := Judge(app(), []Answer{got}); had {
 		t.Error(verdict)
 	}
-	got = a.Ask(ctx, app(), hostOf("https://never.example", "/v2"), nil)
+	got = a.Ask(ctx, app(), []Host{hostOf("https://never.example", "/v2")}, nil, nil)[0]
 	expect(t, got, ": interrupted")
 }
 
 func TestJudgeFollowsContainerdsOrder(t *testing.T) {
 	lacks := Answer{name: "https://a", Verdict: "404: this host lacks the image"}
 	dead := Answer{name: "https://b", Verdict: "connection refused"}
-	odd := Answer{name: "https://c", Verdict: "an answer that is no manifest", final: true}
+	odd := Answer{name: "https://c", Verdict: "an answer that is no manifest", ends: true}
 	good := Answer{name: "https://d", OK: true, found: true, content: true, layer: true, Digest: "sha256:1", MediaType: "m", Size: 3}
 	newer := Answer{name: "https://e", OK: true, found: true, content: true, layer: true, Digest: "sha256:2", MediaType: "m", Size: 3}
 	half := Answer{name: "https://f", Verdict: "404: this host lacks the layer", found: true, content: true, Digest: "sha256:1", MediaType: "m", Size: 3}
-	skipped := Answer{name: "https://g", Skipped: "its capabilities lack resolve", supplies: true}
+	skipped := Answer{name: "https://g", Skipped: "its capabilities lack resolve"}
+	layers := Answer{name: "https://h", Skipped: "its capabilities lack resolve", Steps: []Step{{}}, content: true, layer: true}
+	unfit := Answer{name: "https://i", found: true, Digest: "sha256:1", unfit: "no image for linux/arm64 in the index"}
 	for _, c := range []struct {
 		name    string
 		answers []Answer
 		want    string
 		had     bool
 	}{
-		{"the second serves", []Answer{dead, good, newer}, "the image would be had from https://d: sha256:1, m, 3 bytes", true},
-		{"nobody", []Answer{lacks, dead}, "the image would not be had: https://a: 404: this host lacks the image; https://b: connection refused", false},
-		{"an answer that ends it", []Answer{lacks, odd, good}, "the image would not be had: https://a: 404: this host lacks the image; https://c: an answer that is no manifest", false},
-		{"another's layers", []Answer{half, newer, good}, "the image would be had from https://f: sha256:1, m, 3 bytes; layers from https://d", true},
-		{"nobody's layers", []Answer{skipped, half, newer}, "the image would not be had: https://f names sha256:1, and nobody gives its first layer: https://f: 404: this host lacks the layer; https://g may have it, and was not asked", false},
-		{"all skipped", []Answer{skipped}, "the image would not be had: nobody is asked", false},
+		{"the second serves", []Answer{dead, good, newer}, "the image can be pulled from https://d: sha256:1, m, 3 bytes", true},
+		{"nobody", []Answer{lacks, dead}, "the image cannot be pulled: https://a: 404: this host lacks the image; https://b: connection refused", false},
+		{"an answer that ends it", []Answer{lacks, odd, good}, "the image cannot be pulled: https://a: 404: this host lacks the image; https://c: an answer that is no manifest", false},
+		{"another's layers", []Answer{half, good}, "the image can be pulled from https://f: sha256:1, m, 3 bytes; layers from https://d", true},
+		{"layers of who may not resolve", []Answer{layers, half}, "the image can be pulled from https://f: sha256:1, m, 3 bytes; manifest and layers from https://h", true},
+		{"nobody's layers", []Answer{skipped, half}, "the image cannot be pulled: https://f names sha256:1, and nobody gives its first layer: https://f: 404: this host lacks the layer", false},
+		{"not for this node", []Answer{unfit, good}, "the image cannot be pulled: https://i names sha256:1: no image for linux/arm64 in the index", false},
+		{"all skipped", []Answer{skipped}, "the image cannot be pulled: nobody is asked", false},
 	} {
 		if got, had := Judge(app(), c.answers); got != c.want || had != c.had {
 			t.Errorf("%s: %t\n%s\nwant\n%s", c.name, had, got, c.want)
@@ -987,7 +1067,7 @@ func TestSkippedHostsAreNotAsked(t *testing.T) {
 	h := hostOf("https://never.example", "/v2")
 	h.Skipped = "its capabilities lack pull"
 	a := &Asker{Network: host.OpenNetwork(), Lookup: func(context.Context, string) ([]netip.Addr, error) { panic("asked") }}
-	got := a.Ask(t.Context(), app(), h, nil)
+	got := a.Ask(t.Context(), app(), []Host{h}, nil, nil)[0]
 	if len(got.Steps) != 0 || got.Verdict != "not asked: its capabilities lack pull" || got.OK {
 		t.Errorf("%+v", got)
 	}

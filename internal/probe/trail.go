@@ -22,6 +22,7 @@ type trail struct {
 	loud   bool
 	add    func(Step)
 	begun  time.Time
+	keep   int64 // bytes of a body that are wanted
 
 	mu      sync.Mutex
 	timer   *time.Timer
@@ -34,7 +35,8 @@ type trail struct {
 	lasted  time.Duration // once it is over
 	over    bool
 	conns   []net.Conn
-	connect int // the proxy's answer to CONNECT
+	connect int  // the proxy's answer to CONNECT
+	through bool // the proxy was asked for a way: what comes is the host's
 }
 
 type trailKey struct{}
@@ -54,15 +56,42 @@ func (s *session) start(ctx context.Context, loud bool) *trail {
 	}
 	ctx = context.WithValue(ctx, trailKey{}, t)
 	t.ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		TLSHandshakeStart: func() { t.enter(StepTLS, s.limit(), "") },
+		TLSHandshakeStart: func() {
+			s.mu.Lock()
+			s.peer = peer{}
+			s.mu.Unlock()
+			if s.ofProxy(t) {
+				t.enter(StepProxy, s.limit(), "")
+			} else {
+				t.enter(StepTLS, s.limit(), "")
+			}
+		},
 		TLSHandshakeDone: func(_ tls.ConnectionState, err error) {
-			if err == nil {
+			switch {
+			case err != nil:
+			case s.ofProxy(t):
+				t.note("TLS is spoken with it", "")
+			default:
 				t.note(s.trusted(s.peerOf()))
 			}
 		},
 		GotConn: func(httptrace.GotConnInfo) { t.enter(StepAPI, s.limit(), "") },
 	})
 	return t
+}
+
+// ofProxy says whether a handshake is that with an https proxy.
+func (s *session) ofProxy(t *trail) bool {
+	via := s.through()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return via != nil && via.Scheme == "https" && !t.through
+}
+
+func (t *trail) tunnel() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.through = true
 }
 
 // enter ends a step that went well and begins the next.
@@ -79,7 +108,10 @@ func (t *trail) enter(name string, limit time.Duration, subject string) {
 	if subject != "" {
 		t.subject = subject
 	}
-	t.timer.Reset(limit)
+	if t.loud {
+		// The steps of a connection have their time each, a request otherwise one for all.
+		t.timer.Reset(limit)
+	}
 }
 
 // note says what was seen in the step at hand.
@@ -174,6 +206,7 @@ func (s *session) send(t *trail, method, target string, header http.Header, keep
 	if err != nil {
 		return reply{}, &fault{verdict: "no URL that can be asked"}
 	}
+	t.keep = keep
 	req.Header = header.Clone()
 	if follow {
 		if err := s.authorize(t.ctx, req); err != nil {
@@ -212,6 +245,6 @@ func (s *session) authorize(ctx context.Context, req *http.Request) error {
 	if err := s.auth.Authorize(ctx, req); err != nil {
 		return err
 	}
-	s.hide(req.Header.Get("Authorization"))
+	s.veil.hide(req.Header.Get("Authorization"))
 	return nil
 }

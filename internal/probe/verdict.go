@@ -64,7 +64,7 @@ func (s *session) blamed(t *trail, at string, limit time.Duration, connect int, 
 	}
 	switch at {
 	case StepDNS:
-		return unnamed(err)
+		return s.unnamed(err)
 	case StepTCP:
 		return unconnected(err)
 	case StepProxy:
@@ -76,7 +76,11 @@ func (s *session) blamed(t *trail, at string, limit time.Duration, connect int, 
 		case connect != 0:
 			return &fault{verdict: fmt.Sprintf("%d: the proxy lets nobody through to %s", connect, s.host.Host), remedy: "ask who runs the proxy, or name the host in NO_PROXY"}
 		}
-		return &fault{verdict: "the proxy does not answer as one: " + plain(err)}
+		if unverified, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+			f := s.distrust(unverified.UnverifiedCertificates, err)
+			return &fault{verdict: "the proxy's own " + f.verdict, detail: f.detail, remedy: "an https:// proxy needs a certificate of an authority of this machine, or of the host's ca"}
+		}
+		return &fault{verdict: "the proxy does not answer as one: " + s.their(plain(err))}
 	case StepTLS:
 		return s.untrusted(err)
 	}
@@ -86,24 +90,24 @@ func (s *session) blamed(t *trail, at string, limit time.Duration, connect int, 
 	if p := s.peerOf(); p.wants && len(s.host.Client) == 0 && (errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF)) {
 		return &fault{verdict: "client certificate wanted", detail: "none is configured, and the server closes the connection", remedy: s.host.Hints.Client}
 	}
-	if s.scheme == "http" && s.speaksTLS(t.parent) {
+	if s.spoken() == "http" && s.speaksTLS(t.parent) {
 		return &fault{verdict: "the server speaks HTTPS, and the URL says http", remedy: s.host.Hints.Scheme}
 	}
-	return &fault{verdict: "the request failed: " + plain(err)}
+	return &fault{verdict: "the request failed: " + s.their(plain(err))}
 }
 
 // unnamed is a name that has no address.
-func unnamed(err error) *fault {
+func (s *session) unnamed(err error) *fault {
 	e, ok := errors.AsType[*net.DNSError](err)
 	if !ok {
-		return &fault{verdict: "the name cannot be looked up: " + plain(err)}
+		return &fault{verdict: "the name cannot be looked up: " + s.their(plain(err))}
 	}
 	asked := ""
 	if e.Server != "" {
 		asked = "says the resolver " + e.Server
 	}
 	if e.IsNotFound {
-		return &fault{verdict: "name not found", detail: strings.TrimPrefix(fmt.Sprintf("%s, %s", e.Name, asked), ", "), remedy: "is " + e.Name + " spelt right, and does the node's resolver know it? see /etc/resolv.conf and /etc/hosts"}
+		return &fault{verdict: "name not found", detail: strings.TrimPrefix(fmt.Sprintf("%s, %s", s.their(e.Name), asked), ", "), remedy: "is " + s.their(e.Name) + " spelt right, and does the node's resolver know it? see /etc/resolv.conf and /etc/hosts"}
 	}
 	return &fault{verdict: "the resolver fails: " + e.Err, detail: asked, remedy: "look at /etc/resolv.conf"}
 }
@@ -164,12 +168,14 @@ func (s *session) untrusted(err error) *fault {
 
 // alert is what a server says over TLS: mostly of a client certificate.
 func (s *session) alert(err error) *fault {
-	said := strings.TrimPrefix(plain(err), "tls: ")
+	said := s.their(strings.TrimPrefix(plain(err), "tls: "))
 	switch p := s.peerOf(); {
 	case p.wants && len(s.host.Client) == 0:
 		return &fault{verdict: "client certificate wanted", detail: "none is configured; the server says: " + said, remedy: s.host.Hints.Client}
+	case p.wants && p.shown == "":
+		return &fault{verdict: "no client certificate fits", detail: "the server accepts none of the authority of " + s.host.Client[0][0].Name + ", and nothing was shown; the server says: " + said, remedy: s.host.Hints.Client}
 	case p.wants:
-		return &fault{verdict: "the client certificate is refused", detail: s.host.Client[0][0].Name + "; the server says: " + said, remedy: s.host.Hints.Client}
+		return &fault{verdict: "the client certificate is refused", detail: p.shown + "; the server says: " + said, remedy: s.host.Hints.Client}
 	}
 	return &fault{verdict: "the server ends the handshake: " + said}
 }
@@ -178,7 +184,7 @@ func (s *session) alert(err error) *fault {
 func (s *session) distrust(chain []*x509.Certificate, err error) *fault {
 	f := &fault{}
 	if len(chain) > 0 {
-		f.detail = described(chain[0])
+		f.detail = s.described(chain[0])
 	}
 	invalid, isInvalid := errors.AsType[x509.CertificateInvalidError](err)
 	name, isName := errors.AsType[x509.HostnameError](err)
@@ -186,7 +192,7 @@ func (s *session) distrust(chain []*x509.Certificate, err error) *fault {
 	switch {
 	case isInvalid && invalid.Reason == x509.Expired:
 		c, now := invalid.Cert, s.now()
-		f.detail = described(c)
+		f.detail = s.described(c)
 		if now.Before(c.NotBefore) {
 			f.verdict = "certificate not yet valid: from " + c.NotBefore.UTC().Format(time.RFC3339)
 		} else {
@@ -205,16 +211,16 @@ func (s *session) distrust(chain []*x509.Certificate, err error) *fault {
 		if len(names) > 8 {
 			names = append(names[:8], fmt.Sprintf("and %d more", len(names)-8))
 		}
-		f.verdict += ": it has " + strings.Join(names, ", ")
-		f.remedy = "use one of these names in the URL, or give the server a certificate for " + name.Host
+		f.verdict += ": it has " + s.their(strings.Join(names, ", "))
+		f.remedy = "use one of these names in the URL, or give the server a certificate for " + s.their(name.Host)
 	case isUnknown:
 		f.verdict = "certificate signed by unknown authority"
 		if n := len(chain); n > 0 {
 			top := chain[n-1]
 			if n == 1 && top.Subject.String() == top.Issuer.String() {
-				f.verdict = "certificate signed by unknown authority: by itself, " + top.Subject.String()
+				f.verdict = "certificate signed by unknown authority: by itself, " + s.named(top.Subject.String())
 			} else {
-				f.verdict += ": " + top.Issuer.String()
+				f.verdict += ": " + s.named(top.Issuer.String())
 			}
 		}
 		f.remedy = s.host.Hints.CA
@@ -226,46 +232,48 @@ func (s *session) distrust(chain []*x509.Certificate, err error) *fault {
 			f.detail = strings.TrimPrefix(f.detail+"; not of "+strings.Join(names, ", "), "; ")
 		}
 	default:
-		f.verdict = "certificate not trusted: " + strings.TrimPrefix(plain(err), "x509: ")
+		f.verdict = "certificate not trusted: " + s.their(strings.TrimPrefix(plain(err), "x509: "))
 	}
 	return f
 }
 
-func described(c *x509.Certificate) string {
-	return fmt.Sprintf("%s, by %s, until %s", named(c.Subject.String()), named(c.Issuer.String()), c.NotAfter.UTC().Format(time.DateOnly))
+func (s *session) described(c *x509.Certificate) string {
+	return fmt.Sprintf("%s, by %s, until %s", s.named(c.Subject.String()), s.named(c.Issuer.String()), c.NotAfter.UTC().Format(time.DateOnly))
 }
 
-func named(s string) string {
-	if s == "" {
+func (s *session) named(name string) string {
+	if name == "" {
 		return "(no name)"
 	}
-	return s
+	return s.their(name)
 }
 
 // trusted says who answered over TLS, for a handshake that went well.
 func (s *session) trusted(p peer) (verdict, detail string) {
-	detail = p.version + ", " + described(p.chain[0])
+	detail = p.version + ", " + s.described(p.chain[0])
 	switch {
 	case p.doubt != nil:
 		return "not verified, since skip_verify is set", detail + "; it would not hold: " + s.distrust(p.chain, p.doubt).verdict
 	case s.host.SkipVerify:
 		return "not verified, since skip_verify is set", detail + "; it would hold"
+	case p.shown != "":
+		detail += "; shown: " + p.shown
 	case p.wants && len(s.host.Client) > 0:
-		detail += "; shown: " + s.host.Client[0][0].Name
+		detail += "; a client certificate is asked for, and " + s.host.Client[0][0].Name + " is of no authority that the server accepts: nothing was shown"
 	}
 	return "trusted", detail
 }
 
 // challenged are an answer's challenges, for messages.
-func challenged(h http.Header) []string {
+func (s *session) challenged(h http.Header) []string {
 	var out []string
 	for _, c := range dockerauth.ParseAuthHeader(h) {
 		switch c.Scheme {
 		case dockerauth.BearerAuth:
-			text := "Bearer, token from " + shown(c.Parameters["realm"])
+			text := "Bearer, token from " + s.shown(c.Parameters["realm"])
 			for _, key := range []string{"service", "scope"} {
 				if v := c.Parameters[key]; v != "" {
-					text += ", " + key + " " + short(v)
+					text += ", " + key + " " + s.their(token(v))
 				}
 			}
 			out = append(out, text)
@@ -277,31 +285,27 @@ func challenged(h http.Header) []string {
 	}
 	for _, v := range h.Values("WWW-Authenticate") {
 		if scheme, _, _ := strings.Cut(v, " "); !slices.Contains([]string{"basic", "bearer", "digest"}, strings.ToLower(scheme)) {
-			out = append(out, short(scheme))
+			out = append(out, s.their(token(scheme)))
 		}
+	}
+	if len(out) > 4 {
+		out = append(out[:4], "and more")
 	}
 	return out
 }
 
 // shown is a URL without what may be secret in it.
-func shown(raw string) string {
+func (s *session) shown(raw string) string {
 	u, err := url.Parse(raw)
 	if err != nil || u.Host == "" {
 		return "a realm that is no URL"
 	}
-	return u.Scheme + "://" + u.Host + u.Path
-}
-
-func short(text string) string {
-	if len(text) > 120 {
-		return text[:120] + "..."
-	}
-	return text
+	return s.their(u.Scheme + "://" + u.Host + u.Path)
 }
 
 // unauthorized is a second 401: what was offered does not do.
 func (s *session) unauthorized(r reply) *fault {
-	f := &fault{verdict: "401: refused: " + s.offer(), detail: strings.Join(challenged(r.header), ", "), remedy: s.host.Hints.Auth}
+	f := &fault{verdict: "401: refused: " + s.offer(), detail: strings.Join(s.challenged(r.header), ", "), remedy: s.host.Hints.Auth}
 	s.mu.Lock()
 	none := s.used == Credential{}
 	s.mu.Unlock()
@@ -317,12 +321,13 @@ func (s *session) unoffered(t *trail, r reply, err error) *fault {
 	realm := "the token server"
 	for _, c := range dockerauth.ParseAuthHeader(r.header) {
 		if u, perr := url.Parse(c.Parameters["realm"]); perr == nil && u.Host != "" && c.Scheme == dockerauth.BearerAuth {
-			realm = "the token server " + u.Host
+			realm = "the token server " + s.their(u.Host)
 		}
 	}
 	status, isStatus := errors.AsType[remoteerrors.ErrUnexpectedStatus](err)
 	requested, isURL := errors.AsType[*url.Error](err)
 	_, isSyntax := errors.AsType[*json.SyntaxError](err)
+	broken, isFault := errors.AsType[*fault](err)
 	_, isType := errors.AsType[*json.UnmarshalTypeError](err)
 	switch {
 	case isStatus && (status.StatusCode == http.StatusUnauthorized || status.StatusCode == http.StatusForbidden):
@@ -339,10 +344,12 @@ func (s *session) unoffered(t *trail, r reply, err error) *fault {
 			f.verdict = realm + " cannot be asked: " + f.verdict
 		}
 		return f
+	case isFault:
+		return &fault{verdict: realm + ": " + broken.verdict}
 	case errors.Is(err, dockerauth.ErrNoToken), isSyntax, isType, errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return &fault{verdict: realm + " answers, and gives no token"}
 	case errdefs.IsNotImplemented(err):
-		return &fault{verdict: "401: nothing that containerd could answer is asked for", detail: strings.Join(challenged(r.header), ", "), remedy: "containerd knows Basic and Bearer"}
+		return &fault{verdict: "401: nothing that containerd could answer is asked for", detail: strings.Join(s.challenged(r.header), ", "), remedy: "containerd knows Basic and Bearer"}
 	case errors.Is(err, docker.ErrInvalidAuthorization):
 		f := s.unauthorized(r)
 		f.detail = ""

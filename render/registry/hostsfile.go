@@ -149,7 +149,7 @@ func ReadHostsFile(p string, content []byte, v releases.Version) HostsFile {
 	for _, name := range names {
 		t, ok := hosts[name].(map[string]any)
 		if !ok && old {
-			err := fmt.Errorf("host %s is no table", name)
+			err := fmt.Errorf("host %s is no table", withoutUser(name))
 			if len(names) > 1 {
 				err = fmt.Errorf("%w, and containerd %s panics where there are others", err, v)
 			}

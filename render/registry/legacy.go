@@ -60,13 +60,13 @@ func (e *explainer) legacyNotes() {
 	}
 	var at []string
 	for _, host := range slices.Sorted(maps.Keys(e.LegacyTLS)) {
-		at = append(at, fmt.Sprintf("registry.configs.%q.tls (%s)", host, e.LegacyTLS[host].Place))
+		at = append(at, fmt.Sprintf("registry.configs.%q.tls (%s)", withoutUser(host), e.LegacyTLS[host].Place))
 	}
 	what := strings.Join(at, " and ")
 	switch {
 	case e.Release.AtLeast(2, 0, 0):
 		e.x.note("%s: containerd 2 does not know it: its CA and skip_verify belong into hosts.toml", what)
 	case e.ConfigPath != "":
-		e.broken = "containerd 1.x refuses to start CRI with tls in registry.configs beside config_path: " + what
+		e.withoutCRI("containerd 1.x refuses to start CRI with tls in registry.configs beside config_path: " + what)
 	}
 }

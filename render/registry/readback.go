@@ -138,7 +138,7 @@ func planned(reg profiles.Registry, host string) []plannedHost {
 	switch {
 	case reg.Host == "docker.io":
 		server.URL = "https://" + dockerHub
-	case reg.Host == "*" || localhost(host):
+	case reg.Host == "*" || Localhost(host) && len(server.CA)+len(server.Client) == 0 && (server.SkipVerify == nil || *server.SkipVerify):
 		// containerd's own choice, which takes no capabilities and no path.
 		return append(out, plannedHost{Endpoint: server})
 	default:

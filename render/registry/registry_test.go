@@ -161,7 +161,7 @@ X-Two = ['a', '"b"']
 			want: "skip_verify = true\n",
 		},
 		{name: "IPv6 with port", version: "2.4.2", dir: "[::1]_5000_", reg: profiles.Registry{Host: "[::1]:5000"}, want: ""},
-		{name: "IPv6", version: "2.4.2", dir: "[fd00::1]", reg: profiles.Registry{Host: "[fd00::1]"}, want: "server = 'https://[fd00::1]'\n"},
+		{name: "IPv6", version: "2.4.2", dir: "[fd00:_1]_", reg: profiles.Registry{Host: "[fd00::1]"}, want: "server = 'https://[fd00::1]'\n"},
 		{
 			name: "IPv6 mirror on 1.x", version: "1.7.34", dir: "a.b",
 			reg: profiles.Registry{Host: "a.b", Mirrors: []profiles.Endpoint{{URL: "https://b", CA: []profiles.LocalFile{local("ca.pem")}}, {URL: "http://[::2]:5000", Header: []profiles.Header{{Name: "X", Values: plain("y")}}}}},

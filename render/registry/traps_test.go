@@ -255,7 +255,7 @@ func TestConfigPathIsOneFolder(t *testing.T) {
 // another form hides them.
 func TestFolderNames(t *testing.T) {
 	for host, want := range map[string]string{
-		"docker.io": "docker.io", "r.example:5000": "r.example_5000_", "[fd00::1]:5000": "[fd00::1]_5000_", "[fd00::1]": "[fd00::1]", "*": "_default", "localhost:5000": "localhost_5000_",
+		"docker.io": "docker.io", "r.example:5000": "r.example_5000_", "[fd00::1]:5000": "[fd00::1]_5000_", "[fd00::1]": "[fd00:_1]_", "*": "_default", "localhost:5000": "localhost_5000_",
 	} {
 		files, faults := registry.Files(&profiles.Spec{
 			Containerd: profiles.Containerd{Component: profiles.Component{Version: releases.MustVersion("2.4.2")}},

@@ -183,6 +183,14 @@ func configChecks() []Check {
 			Run:    ofConfig(configExposed),
 		},
 		{
+			ID: "config/unpack", Stage: Audit, Severity: Required,
+			Why:    "Since 2.1 CRI pulls through the transfer service, which by itself unpacks for overlayfs: with another snapshotter every pull fails.",
+			Source: "containerd plugins/transfer, configureUnpackPlatforms; core/transfer/local/pull.go",
+			Needs:  []string{parses, "config/imports", "config/ignored-sections"},
+			Remedy: "name the snapshotter in an unpack_config of plugins.'io.containerd.transfer.v1.local'",
+			Run:    ofCRI(configUnpack),
+		},
+		{
 			ID: "config/transfer", Stage: Audit, Severity: Recommended,
 			Why:    "Since 2.1 one of several old settings is enough to make CRI pull by itself, without the transfer service and its settings.",
 			Source: "containerd internal/cri/config, CheckLocalImagePullConfigs",
@@ -511,7 +519,7 @@ func (n *Node) hostsDirs(dir string) []string {
 func configRegistryPath(n *Node, c *configtoml.Config) []Result {
 	given, at := c.ConfigPath()
 	dirs := strings.FieldsFunc(given, func(r rune) bool { return r == ':' })
-	single := rules(c).AtLeast(2, 1, 0)
+	single := releases.TransferPull(rules(c))
 	r := Result{Verdict: Fail, Observed: cmp.Or(given, "not set"), Wanted: usualCerts, Place: cmp.Or(at.String(), c.Path)}
 	fix := func() Result {
 		// One that is empty stands for the default, and has a place all the same.
@@ -1224,7 +1232,7 @@ func localPull(c *configtoml.Config) []configtoml.NamedPlace {
 }
 
 func configTransfer(n *Node, c *configtoml.Config) []Result {
-	if !rules(c).AtLeast(2, 1, 0) {
+	if !releases.TransferPull(rules(c)) {
 		return skip("containerd %s has no transfer service for CRI", c.Release.Line())
 	}
 	causes := localPull(c)
@@ -1238,6 +1246,10 @@ func configTransfer(n *Node, c *configtoml.Config) []Result {
 	var faults []Result
 	for _, p := range causes {
 		edits := []string{n.drop(p.Place.File, p.Place)}
+		// Without it the pulls would go where nobody unpacks for them.
+		if file, edit := n.addUnpackers(c); file != "" && len(faults) == 0 && !n.makes(file) {
+			edits = append([]string{edit}, edits...)
+		}
 		if strings.HasPrefix(p.Name, "registry.") {
 			edits = append([]string{"# with what it says in " + usualCerts + "/HOST/hosts.toml:"}, edits...)
 		}

@@ -235,7 +235,7 @@ func TestRemediesForImagesStayInThem(t *testing.T) {
 		"/etc/sysctl.d/99-cis.conf": "net.ipv4.ip_forward = 0\nnet.bridge.bridge-nf-call-iptables = 1\n", "/etc/modprobe.d/cis.conf": "install overlay /bin/true\n", "/etc/default/grub": "GRUB_CMDLINE_LINUX=\"cgroup_disable=memory\"\n",
 		"/lib/modules/6.1.0/modules.dep": "", "/etc/fstab": "/dev/sda3 none swap sw 0 0\n",
 		dir + "docker.io/hosts.toml": "[host.\"https://m.example\"]\ncapabilities = [\"pul\"]\nca = \"gone.pem\"\nclient = [\"a\", \"\"]\n", dir + "r.example:5000/hosts.toml": "insecure = true\n[\"https://x.example/\"]\n",
-		dir + "r.example_5000/x.crt": "no", dir + "quay.io/mirror.toml": "", dir + "registry-1.docker.io/hosts.toml": "server = \"x\"\n",
+		dir + "r.example_5000/x.crt": "no", dir + "quay.io/mirror.toml": "", dir + "index.docker.io/hosts.toml": "server = \"x\"\n",
 	}
 	configs := map[string]string{
 		"": "", "2 in 3": "version = 3\nimports = [\"/nowhere/*.toml\"]\noom_score = -500\n[plugins.\"io.containerd.grpc.v1.cri\".containerd]\nsnapshoter = \"x\"\n[metrics]\naddress = \"0.0.0.0:1\"\n",

@@ -55,11 +55,19 @@ func registryChecks() []Check {
 		},
 		{
 			ID: "registry/deny", Stage: Audit, Severity: Required,
-			Why:    "A hosts.toml without a server of its own falls back to the registry itself, which the profile denies.",
+			Why:    "A hosts.toml without a server of its own falls back to the registry itself, which the profile denies; a folder that the profile does not know goes before its \"*\".",
 			Source: "containerd docs/hosts.md, server",
 			Needs:  []string{NeedProfile, hostsCheck},
 			Remedy: "nodeprep apply --adopt",
 			Run:    denied,
+		},
+		{
+			ID: "registry/foreign", Stage: Audit, Severity: Recommended,
+			Why:    "A folder that the profile does not know goes before its \"*\": images of that registry go another way than the profile says.",
+			Source: "containerd core/remotes/docker/config/config_unix.go, hostPaths",
+			Needs:  []string{NeedProfile, hostsCheck},
+			Remedy: "# name the registry in the profile, or remove its folder",
+			Run:    foreignFolders,
 		},
 		{
 			ID: caCheck, Stage: Audit, Severity: Required,
@@ -114,7 +122,7 @@ func registryChecks() []Check {
 			Why:    "A mirror that asks for credentials gets none from a pod's pull secret, and pulls end in 401.",
 			Source: "OCI distribution specification; containerd issue 10996; RFC 9110, WWW-Authenticate",
 			Needs:  []string{mirrorCheck},
-			Remedy: "# name credentials for the mirror in registry.configs, or an Authorization header in hosts.toml",
+			Remedy: "# give the mirror credentials: mirrors[].auth of the profile, without one registry.configs of config.toml, or an Authorization header in hosts.toml",
 			Run:    mirrorAuth,
 		},
 		{
@@ -144,10 +152,12 @@ type folder struct {
 	registry string
 	// unread says why nobody reads it, instead what to do about it.
 	unread, instead string
-	remedy          string
-	entries         []fs.DirEntry
-	err             error
-	file            *hostsFile // nil without a hosts.toml
+	// narrow is for whose images alone it is read, "" where that is plain.
+	narrow  string
+	remedy  string
+	entries []fs.DirEntry
+	err     error
+	file    *hostsFile // nil without a hosts.toml
 	// docker is what it says as a folder of certificates, where there is no hosts.toml.
 	docker *endpoint
 }
@@ -211,6 +221,11 @@ func (c *certs) hosts(host string) []endpoint {
 				e.locate()
 				return []endpoint{e}
 			}
+			// A folder of which nothing counts keeps containerd from looking at _default all
+			// the same.
+			e := endpoint{registry: host, server: true}
+			e.locate()
+			return []endpoint{e}
 		}
 	}
 	e := endpoint{registry: host, server: true}
@@ -272,6 +287,7 @@ func (n *Node) folder(p string, c *certs) folder {
 		f.remedy = fmt.Sprintf("mv -T %s %s", n.word(p), n.word(f.instead))
 	}
 	m := hostPort.FindStringSubmatch(f.name)
+	hub, isHub := profiles.Hub(f.name)
 	switch {
 	case f.name == "_default":
 		f.registry = "*"
@@ -280,12 +296,18 @@ func (n *Node) folder(p string, c *certs) folder {
 		}
 	case m != nil && m[3] == "_":
 		f.registry = m[1] + ":" + m[2]
+	case strings.HasPrefix(f.name, "[") && strings.HasSuffix(f.name, "]_") && strings.Contains(f.name, ":_"):
+		// An address of IPv6 without a port, whose last colon is taken for one's.
+		i := strings.LastIndex(strings.TrimSuffix(f.name, "_"), "_")
+		f.registry = f.name[:i] + ":" + strings.TrimSuffix(f.name[i+1:], "_")
 	case m != nil:
 		f.unread = "it is no name of a registry: images of " + m[1] + ":" + m[2] + " have another folder"
 		rename(f.name + "_")
-	case f.name == "registry-1.docker.io" || f.name == "index.docker.io" || f.name == "hub.docker.com" || f.name == "www.docker.io":
+	case hub.Unread:
 		f.unread = "images of Docker Hub are docker.io's"
 		rename("docker.io")
+	case isHub && f.name != "docker.io":
+		f.narrow = f.name + "/IMAGE"
 	case strings.ContainsAny(f.name, "*?"):
 		f.unread = "containerd knows no patterns"
 		rename("_default")
@@ -299,8 +321,8 @@ func (n *Node) folder(p string, c *certs) folder {
 			f.remedy = ""
 		}
 	}
-	if f.unread == "" && strings.Contains(f.name, ":") && n.exists(path.Join(root, strings.Replace(f.registry, ":", "_", 1)+"_")) {
-		f.unread, f.instead = path.Join(root, strings.Replace(f.registry, ":", "_", 1)+"_")+" comes first", "one folder"
+	if first := path.Join(root, registry.FolderName(f.registry)); f.unread == "" && first != p && f.registry != "*" && n.exists(first) {
+		f.unread, f.instead = first+" comes first", "one folder"
 	}
 	if f.entries, f.err = n.Host.Root.ReadDir(p); f.err != nil {
 		return f
@@ -347,18 +369,29 @@ func (n *Node) dockerFolder(f folder) *endpoint {
 // word is a path of this host as a word for a shell, below its root where that is another.
 func (n *Node) word(p string) string { return quote(n.onHost(p)) }
 
+// rendered are the paths of the profile's files below certs.d. Its error says that the profile
+// has faults, and what it renders is not known.
+func (n *Node) rendered() ([]string, error) {
+	return remember(n, "rendered registries", func(context.Context) ([]string, error) {
+		if n.Spec == nil {
+			return nil, nil
+		}
+		files, faults := registry.Files(n.Spec, nil)
+		if faults.HasErrors() {
+			return nil, fmt.Errorf("the profile's registries: %w", faults.Err())
+		}
+		var paths []string
+		for _, f := range files {
+			paths = append(paths, f.Path)
+		}
+		return paths, nil
+	})
+}
+
 // ours says whether the profile renders a file.
 func (n *Node) ours(p string) bool {
-	if n.Spec == nil {
-		return false
-	}
-	files, _ := registry.Files(n.Spec, nil)
-	for _, f := range files {
-		if f.Path == p {
-			return true
-		}
-	}
-	return false
+	paths, err := n.rendered()
+	return err == nil && slices.Contains(paths, p)
 }
 
 // restore is the remedy for a file that is not as it should be: the profile's, where it
@@ -475,6 +508,9 @@ func ignoredFiles(_ context.Context, n *Node) []Result {
 		if f.unread != "" {
 			add(f.path, f.unread, f.instead, f.remedy)
 			continue
+		}
+		if f.narrow != "" {
+			add(f.path, "it is for images that are named "+f.narrow+" alone: those of Docker Hub are docker.io's", path.Join(path.Dir(f.path), "docker.io"), "")
 		}
 		for _, e := range f.entries {
 			p := path.Join(f.path, e.Name())
@@ -620,8 +656,8 @@ func (n *Node) urlFaults(f *hostsFile, e endpoint) []Result {
 	case !e.override && slices.Contains(strings.Split(u.Path, "/"), "v2") && !strings.HasSuffix(u.Path, "/v2"):
 		override("asked at " + e.path + ", with a second /v2")
 	}
-	if e.server && u.Host == "docker.io" {
-		add("docker.io is no registry: its API is at registry-1.docker.io", "https://registry-1.docker.io")
+	if hub, ok := profiles.Hub(strings.ToLower(u.Host)); e.server && ok && !hub.Serves {
+		add(u.Host+" is no registry: the API of Docker Hub is at registry-1.docker.io", "https://registry-1.docker.io")
 	}
 	return out
 }
@@ -641,6 +677,20 @@ func denied(_ context.Context, n *Node) []Result {
 			continue
 		}
 		count++
+		if reg.Host == "*" {
+			folders, err := n.foreign(c)
+			if err != nil {
+				return unknown(err)
+			}
+			for _, f := range folders {
+				if to := c.leaks(f, reg); to != "" {
+					out = append(out, Result{
+						Verdict: Fail, Object: f.registry, Observed: "its folder is not the profile's, and lets pulls go to " + to, Wanted: "only " + mirrorsOf(reg),
+						Place: f.path, Remedy: fmt.Sprintf("# name %s in the profile, or remove %s", f.registry, f.path),
+					})
+				}
+			}
+		}
 		host := reg.Host
 		if host == "*" {
 			host = "registry.invalid"
@@ -664,6 +714,68 @@ func denied(_ context.Context, n *Node) []Result {
 		return pass("the profile denies no upstream")
 	}
 	return orPass(out, "%d registries, none falls back to upstream", count)
+}
+
+// foreign are the folders that containerd reads and the profile does not render: nodeprep
+// leaves them alone.
+func (n *Node) foreign(c *certs) ([]folder, error) {
+	paths, err := n.rendered()
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(slices.Clone(c.folders), func(f folder) bool {
+		return f.unread != "" || slices.ContainsFunc(paths, func(p string) bool { return path.Dir(p) == f.path })
+	}), nil
+}
+
+// leaks is a host that a folder lets pulls go to and the profile's entry for all does not, ""
+// for none.
+func (c *certs) leaks(f folder, all profiles.Registry) string {
+	hosts := c.hosts(f.registry)
+	if f.registry == "*" {
+		hosts = c.hosts("registry.invalid")
+	}
+	for _, e := range slices.Backward(hosts) {
+		if !registry.Contacts(all, e.host) {
+			return e.scheme + "://" + e.host
+		}
+	}
+	return ""
+}
+
+func foreignFolders(_ context.Context, n *Node) []Result {
+	c, err := n.certs()
+	if err != nil {
+		return unknown(err)
+	}
+	if c.err != nil {
+		return unknown(c.err)
+	}
+	folders, err := n.foreign(c)
+	if err != nil {
+		return unknown(err)
+	}
+	if len(folders) == 0 {
+		return pass("no folders but the profile's")
+	}
+	var out []Result
+	var names []string
+	all := slices.IndexFunc(n.Spec.Registries, func(r profiles.Registry) bool { return r.Host == "*" })
+	for _, f := range folders {
+		names = append(names, f.name)
+		if all < 0 || f.registry == "*" {
+			continue
+		}
+		reg := n.Spec.Registries[all]
+		if reg.Deny && c.leaks(f, reg) != "" {
+			continue // registry/deny says so
+		}
+		out = append(out, Result{
+			Verdict: Warn, Object: f.registry, Observed: "its images go to " + hostNames(c.hosts(f.registry)) + ", by a folder that is not the profile's", Wanted: `the profile's "*"`, Place: f.path,
+			Remedy: fmt.Sprintf("# name %s in the profile, or remove %s", f.registry, f.path),
+		})
+	}
+	return orPass(out, "not the profile's, and left alone: %s", strings.Join(names, ", "))
 }
 
 func mirrorsOf(reg profiles.Registry) string {
@@ -769,6 +881,7 @@ func credentialHosts(_ context.Context, n *Node) []Result {
 			}
 		}
 		contacted := c.hosts(e.name)
+		hub, isHub := profiles.Hub(e.name)
 		switch {
 		case strings.Contains(e.name, "://") || strings.Contains(e.name, "/"):
 			x.Observed = "credentials are for a host, without a scheme or path"
@@ -778,7 +891,7 @@ func credentialHosts(_ context.Context, n *Node) []Result {
 			}
 			host, _, _ = strings.Cut(host, "/")
 			correct(host)
-		case e.name == "docker.io" || e.name == "index.docker.io" || e.name == "hub.docker.com":
+		case isHub && !hub.Serves && !contacts(c.endpoints(), e.name):
 			x.Observed = "nobody asks it: Docker Hub is at registry-1.docker.io"
 			correct("registry-1.docker.io")
 		case !contacts(contacted, e.name) && !contacts(c.endpoints(), e.name):

@@ -23,6 +23,7 @@ import (
 
 	"github.com/nodeprep/nodeprep/internal/releases"
 	"github.com/nodeprep/nodeprep/internal/spelling"
+	hoststoml "github.com/nodeprep/nodeprep/render/registry"
 )
 
 // hostsName is the one name under which containerd reads a registry's hosts.
@@ -191,6 +192,10 @@ func (r *hostsReader) ignore(line int, remedy, wanted, observed string, args ...
 // release cannot decode leaves nothing but faults.
 func readHosts(p, registry string, content []byte, release releases.Version, word string) *hostsFile {
 	r := &hostsReader{hostsFile: &hostsFile{path: p, registry: registry}, release: release, word: word, lines: strings.Split(string(content), "\n")}
+	read := hoststoml.ReadHostsFile(p, content, release)
+	if r.old() {
+		content = bytes.TrimPrefix(content, []byte("\ufeff")) // which 2.x does not take
+	}
 	var tree map[string]any
 	if err := toml.Unmarshal(content, &tree); err != nil {
 		line := 0
@@ -208,12 +213,15 @@ func readHosts(p, registry string, content []byte, release releases.Version, wor
 		r.fault(0, fmt.Sprintf(`printf '\n[host]\n' >> %s`, word), "a [host] table, if empty",
 			"without a [host] table, containerd %s takes the whole file for broken", release)
 	}
-	for _, name := range r.order(tables) {
+	for _, name := range r.order(read) {
 		table, _ := tables[name].(map[string]any)
 		r.endpoints = append(r.endpoints, r.endpoint(name, []string{"host", name}, table, false))
 	}
 	r.endpoints = append(r.endpoints, r.endpoint(server, nil, tree, true))
 	r.unknown(tree, tables)
+	if read.Err != nil && len(r.faults) == 0 {
+		r.fault(0, "", "", "containerd %s finds %s: the whole file is ignored", release, read.Err)
+	}
 	return r.hostsFile
 }
 
@@ -227,38 +235,31 @@ func (r *hostsReader) line(path ...string) int {
 	return 0
 }
 
-// order lists the hosts in the order in which they are asked, and finds those that are
-// not: 1.x takes all in the order of their lines; 2.x reads the headers of tables, drops
-// what has none and takes a host anew where another's header stands between.
-func (r *hostsReader) order(tables map[string]any) []string {
-	var order []string
+// order lists the hosts in the order in which they are asked, and finds what is odd about it:
+// 1.x takes all, those that have no table of their own in any order; 2.x drops those, and takes
+// a host anew where another's header stands between.
+func (r *hostsReader) order(read hoststoml.HostsFile) []string {
+	var seen []string
 	last := ""
 	for _, k := range r.keys {
 		if k.header && len(k.path) >= 2 && k.path[0] == "host" && k.path[1] != last {
 			last = k.path[1]
-			if slices.Contains(order, last) && !r.old() {
+			if slices.Contains(seen, last) && !r.old() {
 				r.fault(k.line, "", "its tables right after each other", "host %s is asked twice: another host's table stands between its own", last)
 			}
-			order = append(order, last)
+			seen = append(seen, last)
 		}
 		if k.header && r.old() && strings.Contains(strings.Join(k.path, ""), "]") {
-			r.fault(k.line, "", "hosts as inline tables of [host]", "containerd %s takes no ] in the name of a table, and so ignores the whole file", r.release)
+			r.fault(k.line, "", "hosts as dotted keys of [host]", "containerd %s takes no ] in the name of a table, and so ignores the whole file", r.release)
 		}
 	}
-	var silent []string
-	for name := range tables {
-		if !slices.Contains(order, name) {
-			silent = append(silent, name)
-		}
-	}
-	slices.SortFunc(silent, func(a, b string) int { return r.inline(a) - r.inline(b) })
-	if r.old() {
-		return append(order, silent...)
-	}
-	for _, name := range silent {
+	for _, name := range read.Unasked() {
 		r.fault(r.inline(name), "", fmt.Sprintf("a table [host.%q]", name), "host %s is never asked: containerd 2 reads only hosts that have a table of their own", name)
 	}
-	return order
+	if anyhow := read.AnyOrder(); len(anyhow) > 0 {
+		r.ignore(r.inline(anyhow[0]), "", "a table for each", "hosts %s are inline tables, which containerd %s asks in any order", strings.Join(anyhow, " and "), r.release)
+	}
+	return read.Hosts()
 }
 
 // inline is the line of a host that has no table of its own.
@@ -332,7 +333,7 @@ func (e *endpoint) locate() {
 		switch {
 		case e.registry == "docker.io":
 			e.host = "registry-1.docker.io"
-		case localHost(e.registry):
+		case hoststoml.Localhost(e.registry):
 			_, port, _ := strings.Cut(e.registry, ":")
 			if port != "" && port != "443" {
 				e.scheme = "http"
@@ -360,16 +361,6 @@ func (e *endpoint) locate() {
 	case !e.override:
 		e.path = "/v2"
 	}
-}
-
-// localHost is docker.IsLocalhost of containerd's core/remotes/docker/registry.go.
-func localHost(host string) bool {
-	u, err := url.Parse("//" + host)
-	if err != nil {
-		return false
-	}
-	name := u.Hostname()
-	return name == "localhost" || name == "::1" || strings.HasPrefix(name, "127.")
 }
 
 // textList is a value that is a text or a list of texts.

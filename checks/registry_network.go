@@ -473,7 +473,7 @@ func mirrorAuth(_ context.Context, n *Node) []Result {
 			}
 			return nil // without credentials it gives tokens for what is public
 		case have == "":
-			r.Observed, r.Wanted = "asks for a password, and none is configured for "+a.host, fmt.Sprintf("registry.configs.%q.auth, or an Authorization header", a.host)
+			r.Observed, r.Wanted = "asks for a password, and none is configured for "+a.host, fmt.Sprintf("auth of the mirror in the profile, registry.configs.%q.auth, or an Authorization header", a.host)
 			r.Note = "a pod's pull secret is sent to a mirror only where it names no registry"
 			return []Result{r}
 		}

@@ -29,7 +29,7 @@ func TestRegistryRemedies(t *testing.T) {
 		"not below host":        {"registry/ignored", "2.4.2", files{"example.com/hosts.toml": " [\"https://m.example.com\"]\n"}},
 		"other name":            {"registry/ignored", "2.4.2", files{"example.com/host.toml": sound}},
 		"port without its end":  {"registry/ignored", "2.4.2", files{"example.com_5000/hosts.toml": sound}},
-		"Docker Hub":            {"registry/ignored", "2.4.2", files{"registry-1.docker.io/hosts.toml": sound}},
+		"Docker Hub":            {"registry/ignored", "2.4.2", files{"index.docker.io/hosts.toml": sound}},
 		"pattern":               {"registry/ignored", "2.4.2", files{"*/hosts.toml": sound}},
 		"empty hides":           {"registry/ignored", "2.4.2", files{"example.com/": "", "_default/hosts.toml": sound}},
 		"slash":                 {"registry/urls", "2.4.2", files{"example.com/hosts.toml": "[host.\"https://m.example.com/x/\"]\n"}},

@@ -90,6 +90,9 @@ func TestHostsFile(t *testing.T) {
 		"no host table in 1.7.24":   {"1.7.24", "server = \"https://m.example.com\"\n", []want{{verdict: Fail, observed: "1.7.24 takes the whole file for broken", remedy: `printf '\n[host]\n' >> ` + file}}},
 		"empty host table":          {"1.7.24", "server = \"https://m.example.com\"\n[host]\n", []want{{verdict: Pass}}},
 		"inline host in 1.7":        {"1.7.24", "[host]\n\"https://m.example.com\" = {capabilities = [\"pull\"]}\n", []want{{verdict: Pass}}},
+		"TOML 1.1 in 2.1":           {"2.1.9", "[host.a]\nx = {y = 1,}\n", []want{{verdict: Fail, object: file, observed: "containerd 2.1.9 finds a comma at the end of an inline table"}}},
+		"TOML 1.1 in 2.4":           {"2.4.2", "[host.a]\nx = {y = 1,}\n", []want{{verdict: Pass}}},
+		"host is no table in 1.7":   {"1.7.34", "host = []\n", []want{{verdict: Fail, observed: "containerd 1.7.34 finds host is no table"}}},
 		"inline host in 2":          {"2.0.0", "[host]\n\"https://m.example.com\" = {capabilities = [\"pull\"]}\n", []want{{verdict: Fail, observed: "is never asked", place: file + ":2"}}},
 		"dotted host in 2":          {"2.4.2", "host.\"https://m.example.com\".skip_verify = true\n", []want{{verdict: Fail, observed: "is never asked", place: file + ":1"}}},
 		"bracket in 1.7":            {"1.7.24", "[host.\"https://[::1]:5000\"]\n", []want{{verdict: Fail, observed: "takes no ]", place: file + ":1"}}},
@@ -197,7 +200,9 @@ func TestIgnored(t *testing.T) {
 		"port without its end": {"2.4.2", files{"example.com_5000/hosts.toml": sound}, []want{{verdict: Warn, object: certsD + "example.com_5000", observed: "example.com:5000", remedy: "mv -T " + certsD + "example.com_5000 " + certsD + "example.com_5000_"}}},
 		"port":                 {"2.4.2", files{"example.com_5000_/hosts.toml": sound, "example.org:5000/hosts.toml": sound}, []want{{verdict: Pass}}},
 		"both forms":           {"2.4.2", files{"example.com_5000_/hosts.toml": sound, "example.com:5000/hosts.toml": sound}, []want{{verdict: Warn, object: certsD + "example.com:5000", observed: "example.com_5000_ comes first"}}},
-		"Docker Hub":           {"2.4.2", files{"registry-1.docker.io/hosts.toml": sound}, []want{{verdict: Warn, observed: "docker.io's", remedy: certsD + "docker.io"}}},
+		"Docker Hub":           {"2.4.2", files{"index.docker.io/hosts.toml": sound}, []want{{verdict: Warn, observed: "docker.io's", remedy: certsD + "docker.io"}}},
+		"the Hub's host":       {"2.4.2", files{"registry-1.docker.io/hosts.toml": sound}, []want{{verdict: Warn, observed: "for images that are named registry-1.docker.io/IMAGE alone"}}},
+		"IPv6, both forms":     {"2.4.2", files{"[fd00:_1]_/hosts.toml": sound, "[fd00::1]/hosts.toml": sound}, []want{{verdict: Warn, object: certsD + "[fd00::1]", observed: "[fd00:_1]_ comes first"}}},
 		"no domain":            {"2.4.2", files{"mirror/hosts.toml": sound, "localhost/hosts.toml": sound}, []want{{verdict: Warn, object: certsD + "mirror", observed: "docker.io/mirror/IMAGE"}}},
 		"pattern":              {"2.4.2", files{"*.example.com/hosts.toml": sound}, []want{{verdict: Warn, observed: "no patterns"}}},
 		"default too early":    {"1.6.16", files{"_default/hosts.toml": sound}, []want{{verdict: Warn, observed: "1.6.16 does not look at _default"}}},
@@ -262,7 +267,7 @@ func TestDeny(t *testing.T) {
 	profile := func(deny bool, host string) func(*Outside) {
 		return withSpec(profiles.Spec{Profiles: []string{"/root/node.yaml"}, Registries: []profiles.Registry{
 			{Host: host, Deny: deny, Mirrors: []profiles.Endpoint{{URL: "https://m.example.com"}}},
-		}})
+		}, Containerd: profiles.Containerd{Component: profiles.Component{Version: releases.MustVersion("2.4.2")}}})
 	}
 	denies := "server = \"https://m.example.com\"\n"
 	expect(t, oneHosts(t, "2.4.2", denies, profile(true, "example.com")), id, want{verdict: Pass, observed: "1 registries"})
@@ -276,6 +281,62 @@ func TestDeny(t *testing.T) {
 	all := files{"_default/hosts.toml": denies}
 	expect(t, hostsOf(t, "2.4.2", all, profile(true, "*")), id, want{verdict: Pass})
 	expect(t, hostsOf(t, "2.4.2", all, profile(true, "docker.io")), id, want{verdict: Pass})
+
+	// Somebody else's folder goes before the profile's "*", and lets pulls out.
+	for name, to := range map[string]string{
+		"quay.io/hosts.toml":  "https://quay.io",
+		"quay.io/ca.txt":      "https://quay.io",
+		"r.example_5000_/x":   "https://r.example:5000",
+		"docker.io/none/here": "https://registry-1.docker.io",
+		// It is read for images that are named so.
+		"registry-1.docker.io/hosts.toml": "https://registry-1.docker.io",
+	} {
+		dir, _, _ := strings.Cut(name, "/")
+		object := strings.NewReplacer("_5000_", ":5000").Replace(dir)
+		text := "[host.\"https://m.example.com\"]\n"
+		expect(t, hostsOf(t, "2.4.2", files{"_default/hosts.toml": denies, name: text}, profile(true, "*")), id, want{
+			verdict: Fail, object: object, observed: "not the profile's, and lets pulls go to " + to, wanted: "only https://m.example.com", place: certsD + dir, remedy: "remove " + certsD + dir,
+		})
+	}
+	expect(t, hostsOf(t, "2.4.2", files{"_default/hosts.toml": denies, "quay.io/hosts.toml": denies}, profile(true, "*")), id, want{verdict: Pass})
+	// With faults in it, nobody knows what is the profile's.
+	faulty := withSpec(profiles.Spec{Profiles: []string{"/root/node.yaml"}, Registries: []profiles.Registry{
+		{Host: "*", Deny: true, Mirrors: []profiles.Endpoint{{URL: "https://m.example.com"}}}, {Host: "a/b"},
+	}, Containerd: profiles.Containerd{Component: profiles.Component{Version: releases.MustVersion("2.4.2")}}})
+	for _, check := range []string{id, "registry/foreign"} {
+		expect(t, hostsOf(t, "2.4.2", all, faulty), check, want{verdict: Unknown, observed: `registry "a/b" is not a host`})
+	}
+	expect(t, hostsOf(t, "2.4.2", files{"_default/hosts.toml": denies, "quay.io/hosts.toml": denies + "[host.\"https://quay.io\"]\n"}, profile(true, "*")), id, want{verdict: Fail, observed: "lets pulls go to https://quay.io"})
+}
+
+// containerd 1.x takes inline tables in any order.
+func TestInlineHosts(t *testing.T) {
+	const id, two = "registry/ignored", "[host]\n\"https://a\" = {}\n\"https://b\" = {}\n"
+	expect(t, oneHosts(t, "1.7.34", two), id, want{verdict: Warn, observed: "hosts https://a and https://b are inline tables, which containerd 1.7.34 asks in any order", place: ":2"})
+	expect(t, oneHosts(t, "1.7.34", "[host]\n\"https://a\".skip_verify = false\n\"https://b\".skip_verify = false\n"), id, want{verdict: Pass})
+}
+
+// Folders of others are left alone, and those that go before the profile's "*" are shown.
+func TestForeignFolders(t *testing.T) {
+	const id = "registry/foreign"
+	profile := func(deny bool, names ...string) func(*Outside) {
+		var regs []profiles.Registry
+		for _, name := range names {
+			regs = append(regs, profiles.Registry{Host: name, Deny: deny, Mirrors: []profiles.Endpoint{{URL: "https://m.example.com"}}})
+		}
+		return withSpec(profiles.Spec{Profiles: []string{"/root/node.yaml"}, Registries: regs, Containerd: profiles.Containerd{Component: profiles.Component{Version: releases.MustVersion("2.4.2")}}})
+	}
+	mirror := "server = \"https://m.example.com\"\n"
+	f := files{"_default/hosts.toml": mirror, "docker.io/hosts.toml": mirror, "quay.io/hosts.toml": mirror, "team/hosts.toml": mirror}
+	expect(t, hostsOf(t, "2.4.2", f, profile(false, "docker.io", "quay.io")), id, want{verdict: Pass, observed: "not the profile's, and left alone: _default"})
+	expect(t, hostsOf(t, "2.4.2", f, profile(false, "docker.io", "quay.io", "*")), id, want{verdict: Pass, observed: "no folders but the profile's"})
+	for _, deny := range []bool{false, true} {
+		expect(t, hostsOf(t, "2.4.2", f, profile(deny, "docker.io", "*")), id, want{
+			verdict: Warn, object: "quay.io", observed: "its images go to m.example.com, by a folder that is not the profile's", wanted: `the profile's "*"`, place: certsD + "quay.io", remedy: "# name quay.io in the profile, or remove " + certsD + "quay.io",
+		})
+	}
+	f["quay.io/hosts.toml"] = "server = \"https://quay.io\"\n"
+	expect(t, hostsOf(t, "2.4.2", f, profile(true, "docker.io", "*")), id, want{verdict: Pass})
 }
 
 // newKeys makes a self-signed certificate for hosts, in PEM, that is valid so long.

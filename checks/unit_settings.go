@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/nodeprep/nodeprep/internal/releases"
+	"github.com/nodeprep/nodeprep/profiles"
 	"github.com/nodeprep/nodeprep/systemd"
 )
 
@@ -520,14 +521,11 @@ func credential(name, value string) bool {
 	if value == "" {
 		return false
 	}
-	upper := strings.ToUpper(name)
-	for _, word := range []string{"PASSWORD", "PASSWD", "SECRET", "TOKEN", "APIKEY", "API_KEY", "PRIVATE_KEY", "ACCESS_KEY"} {
-		if strings.Contains(upper, word) && !strings.HasSuffix(upper, "_FILE") && !path.IsAbs(value) {
-			return true
-		}
+	if profiles.SecretNamed(name, value) {
+		return true
 	}
 	if !strings.Contains(value, "://") {
-		if !strings.HasSuffix(upper, "_PROXY") {
+		if !strings.HasSuffix(strings.ToUpper(name), "_PROXY") {
 			return false
 		}
 		value = "http://" + value // proxies may be given so

@@ -80,7 +80,7 @@ func inMemory(p string, mode fs.FileMode, content []byte) bundle.File {
 // openBundle opens it.
 func openBundle(t *testing.T, file string) *bundle.Node {
 	t.Helper()
-	b, err := bundle.Open(t.Context(), file, bundle.OpenOptions{Network: host.NoNetwork("--bundle"), TempDir: t.TempDir()})
+	b, err := bundle.Open(t.Context(), file, bundle.OpenOptions{Registry: bundle.RegistryOptions{Network: host.NoNetwork("--bundle")}, TempDir: t.TempDir()})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -59,6 +60,10 @@ func (d *differ) masks(p string) bool {
 
 // unitDir is where the host's own units are.
 const unitDir = "/etc/systemd/system"
+
+// hostsDirs is the name of the folder whose folders are registries' (containerd
+// docs/hosts.md): one that is left over changes where pulls go.
+const hostsDirs = "certs.d"
 
 // defaultUnit is restarted by changes that name no unit.
 const defaultUnit = systemd.UnitName
@@ -117,6 +122,7 @@ func diff(ctx context.Context, h *host.Host, state *desired.State, receipt *Rece
 	images, err := d.images(ctx)
 	note(err)
 	note(d.removals())
+	note(d.hostsOfOthers())
 	if d.plan.live {
 		note(d.kernel())
 	}
@@ -736,11 +742,25 @@ func (d *differ) removal(own *Owned, needed, gone map[string]bool) (*Item, error
 		if err != nil {
 			return nil, err
 		}
+		var others []string
+		used := false
 		for _, e := range entries {
 			if !gone[filepath.Join(real, e.Name())] {
-				return nil, nil // somebody uses it
+				used = true
+				if d.receipt.Find(path.Join(own.Path, e.Name())) == nil {
+					others = append(others, e.Name())
+				}
 			}
 		}
+		switch {
+		case !used:
+			return it, nil
+		case len(others) == 0 || path.Base(path.Dir(own.Path)) != hostsDirs:
+			return nil, nil // somebody uses it
+		}
+		it.Action, it.Reason = Leave, fmt.Sprintf("is no longer wanted, and stays because %s in it is not nodeprep's", strings.Join(others, ", "))
+		d.plan.Warnings.Warnf(diag.Origin{File: own.Path}, "remove it by hand if nobody needs it",
+			"%s: containerd takes the folder for the registry's settings, and does not look at _default", it.Reason)
 		return it, nil
 	}
 	drift, what, err := d.receipt.compare(real, fi, own, false)
@@ -763,6 +783,44 @@ func (d *differ) removal(own *Owned, needed, gone map[string]bool) (*Item, error
 		}
 	}
 	return it, nil
+}
+
+// hostsOfOthers tells of registries' folders beside ours that are not nodeprep's. They
+// stay, and where pulls of their registries go they decide and not the profile.
+func (d *differ) hostsOfOthers() error {
+	ours, roots := map[string]bool{}, map[string]bool{}
+	mark := func(file string) {
+		if dir := path.Dir(file); path.Base(path.Dir(dir)) == hostsDirs {
+			ours[dir], roots[path.Dir(dir)] = true, true
+		}
+	}
+	for _, f := range d.state.Files {
+		if f.Format == desired.FormatHosts {
+			mark(f.Path)
+		}
+	}
+	if d.receipt != nil {
+		for _, own := range d.receipt.Owned {
+			// Also what is left of a folder that was ours, which is told of already.
+			mark(own.Path)
+			if path.Base(path.Dir(own.Path)) == hostsDirs {
+				ours[own.Path] = true
+			}
+		}
+	}
+	for _, root := range slices.Sorted(maps.Keys(roots)) {
+		entries, err := d.root.ReadDir(root)
+		if err != nil && !isAbsent(err) {
+			return fmt.Errorf("list %s: %w", root, err)
+		}
+		for _, e := range entries {
+			if dir := path.Join(root, e.Name()); !ours[dir] && (e.IsDir() || e.Type()&fs.ModeSymlink != 0) {
+				d.plan.Warnings.Warnf(diag.Origin{File: dir}, "remove it by hand if nobody needs it",
+					"is not nodeprep's, and stays: containerd takes it for the settings of its registry")
+			}
+		}
+	}
+	return nil
 }
 
 func (d *differ) wantedArtifact(component string) *desired.Artifact {

@@ -692,6 +692,82 @@ func TestEditedAndUnwantedStays(t *testing.T) {
 	}
 }
 
+// A registry that the profile drops takes its folder along, with what it rendered there; what
+// others put there stays, and is reported as long as it changes where pulls go. Folders of
+// others are nobody's business. containerd runs on.
+func TestRegistryThatLeaves(t *testing.T) {
+	const root = "/etc/containerd/certs.d"
+	const dir, left = root + "/quay.io", "is no longer wanted, and stays because notes.txt in it is not nodeprep's"
+	n := newNode(t)
+	n.live()
+	without := slices.Clone(n.state.Files)
+	n.state.Files = append(n.state.Files,
+		desired.File{Path: dir + "/hosts.toml", Mode: 0o644, Content: []byte("server = 'https://m'\nca = ['ca.pem']\n"), Format: desired.FormatHosts},
+		desired.File{Path: dir + "/ca.pem", Mode: 0o644, Content: []byte("ca")},
+		desired.File{Path: dir + "/key.pem", Mode: 0o600, Secret: true, Content: []byte("key")},
+	)
+	n.apply()
+	n.write(root+"/other/hosts.toml", "theirs")
+	with := n.state.Files
+	n.state.Files = without
+	want := []string{"remove file " + dir + "/key.pem", "remove file " + dir + "/hosts.toml", "remove file " + dir + "/ca.pem", "remove dir " + dir}
+	if diff := cmp.Diff(want, actions(n.diff())); diff != "" {
+		t.Errorf("plan (-want +got):\n%s", diff)
+	}
+	// Another's is told of, as long as there are any of ours.
+	const theirs = root + "/other"
+	told := func(p *Plan) (list []string) {
+		for _, w := range p.Warnings {
+			if w.File == theirs && strings.Contains(w.Message, "is not nodeprep's, and stays") {
+				continue
+			}
+			list = append(list, w.String())
+		}
+		return list
+	}
+	if plan := n.diff(); len(plan.Warnings) != 1 || len(told(plan)) != 0 {
+		t.Errorf("%s is not told of: %v", theirs, plan.Warnings)
+	}
+
+	// With a file of somebody's in it.
+	n.write(dir+"/notes.txt", "mine")
+	plan := n.diff()
+	if diff := cmp.Diff(append(want[:3:3], "leave dir "+dir), actions(plan)); diff != "" {
+		t.Errorf("plan (-want +got):\n%s", diff)
+	}
+	for range 2 {
+		if list := told(plan); len(list) != 1 || !strings.Contains(list[0], left) || !strings.Contains(list[0], "does not look at _default") {
+			t.Errorf("warnings %v", plan.Warnings)
+		}
+		n.apply()
+		plan = n.diff()
+		if !plan.Empty() {
+			t.Errorf("afterwards there is more to do: %v", actions(plan))
+		}
+	}
+	if got := n.read(dir + "/notes.txt"); got != "mine" {
+		t.Errorf("notes: %q", got)
+	}
+	n.remove(dir + "/notes.txt")
+	n.apply()
+	if _, err := n.h.Root.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s is still there (%v)", dir, err)
+	}
+	if got := n.read(root + "/other/hosts.toml"); got != "theirs" {
+		t.Errorf("another's folder: %q", got)
+	}
+
+	// It comes back, and goes whole.
+	n.state.Files = with
+	n.apply()
+	n.state.Files = without
+	n.apply()
+	if _, err := n.h.Root.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("%s is still there (%v)", dir, err)
+	}
+	n.noDebris()
+}
+
 // TestWhatRestarts shows that meaning decides, not bytes.
 func TestWhatRestarts(t *testing.T) {
 	const config, hosts, unit = "/etc/containerd/config.toml", "/etc/containerd/certs.d/docker.io/hosts.toml", "/etc/systemd/system/containerd.service"

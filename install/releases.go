@@ -59,11 +59,11 @@ type Bundled struct {
 
 // Obtain finds a release in the bundle; its bytes are read when it is unpacked.
 func (b Bundled) Obtain(_ context.Context, a desired.Artifact, _ func(done, total int64)) (*Archive, error) {
-	c, ok := b.Node.Component(a.Component, a.Version, a.Static)
-	if !ok {
-		return nil, fmt.Errorf("install %s: not in %s, which has %s for %s%s", title(a.Component, a.Version, a.Static), b.Name, b.has(), b.Node.Config.Architecture, wantedBy(a.Origin))
-	}
-	if a.SHA256 != "" && a.SHA256 != c.SHA256 {
+	c, same := b.Node.Release(a)
+	switch {
+	case c == nil:
+		return nil, fmt.Errorf("install %s: not in %s, which has %s for %s%s", a.Title(), b.Name, b.has(), b.Node.Config.Architecture, wantedBy(a.Origin))
+	case !same:
 		return nil, &release.DigestError{File: b.Name + ": " + c.File, Got: c.SHA256, Want: a.SHA256, From: a.SHA256From}
 	}
 	unpacked := int64(0)
@@ -89,20 +89,13 @@ func (b Bundled) has() string {
 	var out []string
 	for _, c := range b.Node.Config.Components {
 		if c.Name != bundle.Program {
-			out = append(out, title(c.Name, c.Version, c.Static))
+			out = append(out, c.Title())
 		}
 	}
 	if len(out) == 0 {
 		return "nothing"
 	}
 	return strings.Join(out, ", ")
-}
-
-func title(name, version string, static bool) string {
-	if static {
-		return name + " " + version + " (static)"
-	}
-	return name + " " + version
 }
 
 func wantedBy(o diag.Origin) string {

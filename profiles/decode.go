@@ -679,10 +679,7 @@ func (s *Secret) decode(d *decoder, n *node, at string, f field) {
 }
 
 // Given says whether the profile has the secret at all.
-func (s Secret) Given() bool { return s.Value != "" || s.reference() }
-
-// reference says whether the secret is given by reference.
-func (s Secret) reference() bool { return s.File != "" || s.Env != "" || s.Credential != "" }
+func (s Secret) Given() bool { return s.Value != "" || s.Referenced() }
 
 // HeaderValues are the values of a header: a text, a secret or a list of them.
 type HeaderValues []Secret

@@ -85,6 +85,15 @@ registries:
     auth: {username: robot, password: {file: kept-file}}
   three.example.com:
     auth: {identityToken: {credential: kept-credential}}
+  four.example.com:
+    mirrors:
+      - url: https://m.example.com
+        auth: {username: robot, password: S3CRET-P}
+      - url: https://n.example.com
+        auth: {identityToken: S3CRET-Q}
+        header: {X-Auth: S3CRET-R}
+      - url: https://o.example.com
+        auth: {username: {env: KEPT_USER}, password: {file: kept-mirror-file}}
 systemd:
   environment: {API_TOKEN: S3CRET-H, HTTP_PROXY: "http://me:S3CRET-I@proxy:3128", KEPT: value}
   proxy: {http: "http://me:S3CRET-J@proxy:3128", https: "http://kept.proxy:3128"}
@@ -107,7 +116,7 @@ sources:
 			t.Errorf("a secret is there: ...%s...", got[max(i-60, 0):min(i+20, len(got))])
 		}
 	}
-	for _, kept := range []string{"KEPT_ENV", "kept-file", "kept-credential", "kept.proxy", "kept.example.com/pause:3.9", `"KEPT":"value"`, "--kept-argument", "1.7.24", "@mirror", "mirror.example.com/{file}"} {
+	for _, kept := range []string{"KEPT_ENV", "kept-file", "kept-credential", "KEPT_USER", "kept-mirror-file", "kept.proxy", "kept.example.com/pause:3.9", `"KEPT":"value"`, "--kept-argument", "1.7.24", "@mirror", "mirror.example.com/{file}"} {
 		if !strings.Contains(string(got), kept) {
 			t.Errorf("%s is lost: %s", kept, got)
 		}
@@ -154,7 +163,7 @@ registries:
         ca: [ca.pem, /abs/other.pem]
         client: {cert: c.pem, key: k.pem}
         header: {X-Plain: text, X-Many: [a, {env: B}]}
-  "[::1]:5000": {auth: {username: robot, password: hunter2}}
+  "[::1]:5000": {auth: {username: robot, password: hunter2}, mirrors: [{url: "https://m", auth: {identityToken: {env: T}}}, {url: "https://n", auth: {username: {credential: c}, password: hunter2}}]}
 systemd:
   limitNOFILE: "1024:4096"
   delegate: false

@@ -201,6 +201,12 @@ registries:
     client: {cert: public.pem, key: private.pem}
   four.example.com:
     client: {cert: both.pem}
+  five.example.com:
+    mirrors:
+      - url: https://m.example.com
+        auth: {username: robot, password: S3CRET}
+      - url: https://n.example.com
+        auth: {username: {env: KEPT_USER}, password: {file: relative-of-mirror}}
 systemd:
   environment: {API_TOKEN: S3CRET, HTTP_PROXY: "http://me:S3CRET@proxy:3128", KEPT: value}
   proxy: {http: "http://me:S3CRET@proxy:3128", https: "http://kept.proxy:3128"}
@@ -218,7 +224,7 @@ kubelet:
 	}
 	read := func(f profiles.LocalFile) ([]byte, error) {
 		switch f.Given {
-		case "relative":
+		case "relative", "relative-of-mirror":
 			return []byte("S3CRET\n"), nil
 		case "private.pem", "both.pem":
 			return []byte("-----BEGIN EC PRIVATE KEY-----\nS3CRET\n"), nil
@@ -241,12 +247,14 @@ kubelet:
 		"19 registries.two.example.com.auth.password",
 		"23 registries.three.example.com.client.key",
 		"25 registries.four.example.com.client.cert",
-		"27 systemd.environment.API_TOKEN",
-		"27 systemd.environment.HTTP_PROXY",
-		"28 systemd.proxy.http",
-		"33 kubelet.credentialProviders[0].args[0]",
-		"33 kubelet.credentialProviders[0].args[2]",
-		"35 kubelet.credentialProviders[0].env.SECRET_KEY",
+		"29 registries.five.example.com.mirrors[0].auth.password",
+		"31 registries.five.example.com.mirrors[1].auth.password",
+		"33 systemd.environment.API_TOKEN",
+		"33 systemd.environment.HTTP_PROXY",
+		"34 systemd.proxy.http",
+		"39 kubelet.credentialProviders[0].args[0]",
+		"39 kubelet.credentialProviders[0].args[2]",
+		"41 kubelet.credentialProviders[0].env.SECRET_KEY",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("%s\n%v", diff, list)
@@ -263,7 +271,7 @@ kubelet:
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, kept := range []string{"file: files/relative", "file: /run/secrets/kept", "credential: kept-credential", "env: KEPT_ENV", "key: files/private.pem", "4242", "--token=S3CRET"} {
+	for _, kept := range []string{"file: files/relative", "file: /run/secrets/kept", "credential: kept-credential", "env: KEPT_ENV", "env: KEPT_USER", "file: files/relative-of-mirror", "key: files/private.pem", "4242", "--token=S3CRET"} {
 		if !strings.Contains(string(yaml), kept) {
 			t.Errorf("%s is lost:\n%s", kept, yaml)
 		}

@@ -132,14 +132,15 @@ type EndpointSection struct {
 	CA           Files                   `yaml:"ca" doc:"CA certificates, PEM, relative to this profile; copied to the node. One file or a list."`
 	Client       ClientCerts             `yaml:"client" doc:"TLS client certificates: {cert, key} or a list of them."`
 	SkipVerify   *bool                   `yaml:"skipVerify" default:"false" doc:"Whether the host's certificate goes unchecked."`
-	OverridePath *bool                   `yaml:"overridePath" default:"false" doc:"Whether the URL's path is the whole API root, so that no /v2 is added."`
+	OverridePath *bool                   `yaml:"overridePath" default:"false" doc:"Whether the URL's path is the whole API root, so that no /v2 is added. Not needed where /v2 is in the path."`
 	Header       map[string]HeaderValues `yaml:"header" keys:"header" doc:"HTTP headers of every request: a text, a secret or a list of them."`
 	DialTimeout  string                  `yaml:"dialTimeout" format:"duration" examples:"5s" doc:"How long connecting may take; needs containerd 2.0.7 or 2.1."`
 }
 
 // MirrorSection is a host that is asked before the registry itself.
 type MirrorSection struct {
-	URL             string `yaml:"url" format:"url" required:"true" examples:"https://mirror.example.com" doc:"The mirror: scheme and host, a path where it has one, no slash at the end."`
+	URL             string      `yaml:"url" format:"url" required:"true" examples:"https://mirror.example.com" doc:"The mirror: scheme and host, a path where it has one, no slash at the end."`
+	Auth            AuthSection `yaml:"auth" doc:"Credentials for the mirror's host, by user name and password or by identity token. They go into config.toml. Pull secrets are found by the registry in the image's name, not by the mirror's."`
 	EndpointSection `yaml:",inline"`
 }
 
@@ -148,11 +149,11 @@ type RegistrySection struct {
 	Upstream        string          `yaml:"upstream" enum:"allow,deny" default:"allow" doc:"Whether the registry itself is asked when the mirrors have nothing. deny makes the last mirror the server, so that nothing leaves the site."`
 	Server          string          `yaml:"server" format:"url" doc:"The registry's own URL where it is not https://HOST."`
 	Mirrors         []MirrorSection `yaml:"mirrors" doc:"Hosts to ask first, in this order."`
-	Auth            AuthSection     `yaml:"auth" doc:"Credentials, by user name and password or by identity token. They go into config.toml."`
+	Auth            AuthSection     `yaml:"auth" doc:"Credentials of the registry itself, by user name and password or by identity token. They go into config.toml; a mirror has its own."`
 	EndpointSection `yaml:",inline"`
 }
 
-// AuthSection are credentials for a registry.
+// AuthSection are credentials for a registry or mirror.
 type AuthSection struct {
 	Username      Secret `yaml:"username" doc:"The user name; may stand here in the open."`
 	Password      Secret `yaml:"password" doc:"The password: {file: PATH}, {env: NAME} or {credential: NAME}."`
@@ -216,6 +217,17 @@ type CredentialProviderSection struct {
 	APIVersion           string            `yaml:"apiVersion" enum:"credentialprovider.kubelet.k8s.io/v1,credentialprovider.kubelet.k8s.io/v1beta1,credentialprovider.kubelet.k8s.io/v1alpha1" default:"credentialprovider.kubelet.k8s.io/v1" doc:"The protocol the provider speaks."`
 	Args                 []string          `yaml:"args" format:"line" doc:"Arguments of the provider."`
 	Env                  map[string]string `yaml:"env" keys:"env" format:"line" accept:"int" empty:"ok" doc:"Environment variables of the provider."`
+
+	TokenAttributes *TokenAttributesSection `yaml:"tokenAttributes" doc:"Has the kubelet give the provider a token of the pod's service account. Kubernetes 1.33 or newer."`
+}
+
+// TokenAttributesSection is ServiceAccountTokenAttributes of kubelet.config.k8s.io/v1.
+type TokenAttributesSection struct {
+	ServiceAccountTokenAudience          string   `yaml:"serviceAccountTokenAudience" format:"line" required:"true" doc:"Whom the token is for."`
+	CacheType                            string   `yaml:"cacheType" enum:"ServiceAccount,Token" doc:"For whom credentials are kept: for all pods of a service account, or for one token. Kubernetes 1.34 and newer want it, 1.33 does not know it."`
+	RequireServiceAccount                *bool    `yaml:"requireServiceAccount" required:"true" doc:"Whether the provider is left out for pods without a service account, such as static pods."`
+	RequiredServiceAccountAnnotationKeys []string `yaml:"requiredServiceAccountAnnotationKeys" format:"line" doc:"Annotations of the service account that the provider gets, and that must be there."`
+	OptionalServiceAccountAnnotationKeys []string `yaml:"optionalServiceAccountAnnotationKeys" format:"line" doc:"Annotations of the service account that the provider gets where they are there."`
 }
 
 // ChecksSection tunes the host checks.

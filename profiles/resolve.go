@@ -445,6 +445,8 @@ func (r *resolver) systemd() {
 			r.warn(at, "write it as systemd.proxy."+field, "a proxy in environment is shown to every user by systemctl show, credentials included")
 		case SecretNamed(name, g.Environment[name]):
 			r.warn(at, "keep secrets out of the environment", "this sounds like a secret, and systemctl show prints the environment to every user")
+		case HasSecret(g.Environment[name]):
+			r.warn(at, "keep secrets out of the environment", "a secret seems to be in this value, and systemctl show prints the environment to every user")
 		}
 	}
 	if !s.Delegate {
@@ -544,7 +546,43 @@ func (r *resolver) rest() {
 			DefaultCacheDuration: orText(c.DefaultCacheDuration, "12h"),
 			APIVersion:           orText(c.APIVersion, "credentialprovider.kubelet.k8s.io/v1"),
 			Args:                 c.Args, Env: c.Env,
+			TokenAttributes: r.tokenAttributes(at, c),
 		})
+		for j, image := range c.MatchImages {
+			if strings.Contains(image, "://") {
+				r.fault(index(at+".matchImages", j), "leave the scheme out", "a pattern with a scheme matches no image")
+			}
+		}
+	}
+}
+
+// tokenAttributes checks what the kubelet would refuse, and so not start with
+// (pkg/credentialprovider/plugin, validateCredentialProviderConfig).
+func (r *resolver) tokenAttributes(at string, c CredentialProviderSection) *TokenAttributes {
+	g := c.TokenAttributes
+	if g == nil {
+		return nil
+	}
+	at += ".tokenAttributes"
+	kubernetes, err := releases.ParseVersion(r.spec.Kubernetes + ".0")
+	known := err == nil
+	switch {
+	case known && !kubernetes.AtLeast(1, 33, 0):
+		r.fault(at, "leave it out", "the kubelet of Kubernetes %s does not know this; it came with 1.33", r.spec.Kubernetes)
+	case known && !kubernetes.AtLeast(1, 34, 0) && g.CacheType != "":
+		r.fault(at+".cacheType", "leave it out", "the kubelet of Kubernetes %s does not know this; it came with 1.34", r.spec.Kubernetes)
+	case (!known || kubernetes.AtLeast(1, 34, 0)) && g.CacheType == "" && !r.faultyUnder(at):
+		r.fault(at, "such as cacheType: ServiceAccount", `"cacheType" is missing, without which the kubelet of Kubernetes 1.34 and newer does not start`)
+	}
+	if v := c.APIVersion; v != "" && v != "credentialprovider.kubelet.k8s.io/v1" {
+		r.fault(at, "leave apiVersion out", "the kubelet gives tokens to providers of credentialprovider.kubelet.k8s.io/v1 alone, not of %s", v)
+	}
+	if !or(g.RequireServiceAccount, true) && len(g.RequiredServiceAccountAnnotationKeys) > 0 {
+		r.fault(at+".requiredServiceAccountAnnotationKeys", "write them as optionalServiceAccountAnnotationKeys", "annotations cannot be required where a service account is not")
+	}
+	return &TokenAttributes{
+		Audience: g.ServiceAccountTokenAudience, CacheType: g.CacheType, RequireServiceAccount: or(g.RequireServiceAccount, false),
+		RequiredAnnotations: g.RequiredServiceAccountAnnotationKeys, OptionalAnnotations: g.OptionalServiceAccountAnnotationKeys,
 	}
 }
 
@@ -583,17 +621,32 @@ func (r *resolver) registry(host string, g RegistrySection) {
 	if host == "*" && !r.unknown && !releases.DefaultDirSupported(v) {
 		r.fault(at, "name the registries one by one, or take 1.6.17 or newer", "containerd %s does not read the folder for every registry; it came with 1.6.17", v)
 	}
-	switch host {
-	case "registry-1.docker.io", "index.docker.io", "registry.hub.docker.com":
-		r.warn(at, "write docker.io", "images of Docker Hub are looked up under docker.io, so this entry is never read")
+	if host != "*" && host != "localhost" && !strings.ContainsAny(host, ".:") {
+		// reference.ParseDockerRef takes it for the first part of a name on Docker Hub.
+		r.warn(at, "write its full name, such as "+host+".example.com", "%s has neither a dot nor a port: images named %s/... are Docker Hub's, so this entry is never read", host, host)
 	}
-	seen := map[string]bool{}
+	switch hub, ok := Hub(host); {
+	case !ok, host == "docker.io":
+	case hub.Unread:
+		r.warn(at, "write docker.io", "images of Docker Hub are looked up under docker.io, so this entry is never read")
+	default:
+		r.warn(at, "write docker.io", "images of Docker Hub are looked up under docker.io; this entry is for images that are named %s/... alone", host)
+	}
+	seen := map[string]string{}
 	for i, m := range g.Mirrors {
-		e := r.endpoint(index(at+".mirrors", i), m.URL, m.EndpointSection)
-		if m.URL != "" && seen[m.URL] {
-			r.fault(index(at+".mirrors", i)+".url", "remove one of them", "the mirror %s is listed twice; containerd would ignore the whole file", m.URL)
+		field := index(at+".mirrors", i)
+		e := r.endpoint(field, m.URL, m.EndpointSection)
+		switch api := apiRoot(m.URL, e.OverridePath); {
+		case api == "":
+		case seen[api] == m.URL:
+			r.fault(field+".url", "remove one of them", "the mirror %s is listed twice; containerd would ignore the whole file", m.URL)
+		case seen[api] != "":
+			r.fault(field+".url", "remove one of them", "the mirror %s is listed twice: %s is the same, and would be asked again", m.URL, seen[api])
+		default:
+			seen[api] = m.URL
 		}
-		seen[m.URL] = true
+		r.notTheHub(field+".url", m.URL, "write https://registry-1.docker.io")
+		e.Auth = r.auth("", field+".auth", m.Auth)
 		out.Mirrors = append(out.Mirrors, e)
 	}
 
@@ -608,15 +661,75 @@ func (r *resolver) registry(host string, g RegistrySection) {
 	case out.Server != nil:
 		r.fault(at+".upstream", "remove them, or allow the upstream", "upstream is denied, and the entry says how to speak to it: %s", strings.Join(serverKeys(g), ", "))
 	}
+	if i := slices.IndexFunc(g.Mirrors, func(m MirrorSection) bool { return isUpstream(host, m.URL) }); out.Deny && i >= 0 {
+		r.fault(index(at+".mirrors", i)+".url", "take the mirror away, or allow the upstream", "upstream is denied, and the mirror %s is the upstream", g.Mirrors[i].URL)
+	}
 	if out.Deny && len(out.Mirrors) > 0 && !slices.ContainsFunc(out.Mirrors, resolves) && !r.faultyUnder(at+".mirrors") {
 		r.warn(at+".upstream", "give a mirror the capability resolve", "upstream is denied and no mirror resolves tags, so images can be pulled by digest alone")
 	}
-	if host == "docker.io" && (g.Server == "https://docker.io" || g.Server == "https://index.docker.io") {
-		r.warn(at+".server", "write https://registry-1.docker.io, or leave it out", "%s does not serve images", g.Server)
+	hint := "write https://registry-1.docker.io"
+	if host == "docker.io" {
+		hint += ", or leave it out"
+	}
+	r.notTheHub(at+".server", g.Server, hint)
+	if host == "*" && g.Server != "" {
+		r.warn(at+".server", "write it as the last mirror, with upstream: deny, if that is meant", "with this every registry without an entry of its own is asked for at %s, and never itself", g.Server)
 	}
 	out.Auth = r.auth(host, at+".auth", g.Auth)
 	r.spec.Registries = append(r.spec.Registries, out)
 }
+
+// isUpstream says whether a URL goes to the registry itself.
+func isUpstream(registry, u string) bool {
+	parsed, err := url.Parse(u)
+	if err != nil || parsed.Host == "" {
+		return false
+	}
+	host, own := strings.ToLower(parsed.Host), strings.ToLower(registry)
+	for _, port := range []string{":443", ":80"} {
+		if parsed.Scheme == map[string]string{":443": "https", ":80": "http"}[port] {
+			host, own = strings.TrimSuffix(host, port), strings.TrimSuffix(own, port)
+		}
+	}
+	if hub, ok := Hub(host); ok && hub.Serves {
+		host = "docker.io"
+	}
+	return host == own
+}
+
+// notTheHub warns of a URL that goes to Docker Hub by a name that serves no images.
+func (r *resolver) notTheHub(at, u, hint string) {
+	parsed, err := url.Parse(u)
+	if err != nil {
+		return
+	}
+	if hub, ok := Hub(strings.ToLower(parsed.Hostname())); ok && !hub.Serves {
+		r.warn(at, hint, "%s does not serve images", u)
+	}
+}
+
+// apiRoot is the root of a host's API, by which two spellings of one URL are known: hosts
+// are written in any case and with the port of their scheme. "" for what is no URL.
+func apiRoot(u string, override bool) string {
+	parsed, err := url.Parse(u)
+	if err != nil || parsed.Host == "" {
+		return ""
+	}
+	host, port := strings.ToLower(parsed.Hostname()), parsed.Port()
+	if port == "" || port == "443" && parsed.Scheme == "https" || port == "80" && parsed.Scheme == "http" {
+		port = ""
+	} else {
+		port = ":" + port
+	}
+	p := strings.TrimRight(parsed.Path, "/")
+	if !override && !hasV2(p) {
+		p += "/v2"
+	}
+	return parsed.Scheme + "://[" + host + "]" + port + p
+}
+
+// hasV2 says whether a path has the API's root in it, so that /v2 is not to be added.
+func hasV2(p string) bool { return slices.Contains(strings.Split(p, "/"), "v2") }
 
 // resolves says whether a host is asked what a tag stands for.
 func resolves(e Endpoint) bool {
@@ -670,15 +783,20 @@ func (r *resolver) endpoint(at, u string, g EndpointSection) Endpoint {
 		r.fault(index(at+".capabilities", slices.Index(g.Capabilities, "referrers")), "leave it out",
 			"containerd %s ignores the whole file for the capability referrers; it came with 2.2.0", v)
 	}
+	given := map[string]string{}
 	for _, name := range sortedKeys(g.Header) {
+		if other := given[strings.ToLower(name)]; other != "" {
+			r.fault(at+".header."+name, "keep one of them", "the headers %s and %s are one to HTTP, which knows no capitals", other, name)
+		}
+		given[strings.ToLower(name)] = name
 		e.Header = append(e.Header, r.header(at+".header."+name, name, g.Header[name]))
 	}
-	r.endpointURL(at, u, e)
+	r.endpointURL(at, u, g.OverridePath, e)
 	return e
 }
 
 // endpointURL warns of URLs that are read, but not as their author means them.
-func (r *resolver) endpointURL(at, u string, e Endpoint) {
+func (r *resolver) endpointURL(at, u string, override *bool, e Endpoint) {
 	if u == "" {
 		if e.OverridePath && !strings.HasSuffix(at, "]") {
 			r.fault(at+".overridePath", "give the registry's URL with its path as server", "overridePath without a server has no path to override with")
@@ -691,6 +809,17 @@ func (r *resolver) endpointURL(at, u string, e Endpoint) {
 	}
 	if e.OverridePath && path.Clean("/"+parsed.Path) == "/" {
 		r.fault(at+".overridePath", "remove it, or write "+u+"/v2", "overridePath on a URL without a path: containerd would leave the API's /v2 out")
+	}
+	field := at + ".url"
+	if !strings.HasSuffix(at, "]") {
+		field = at + ".server"
+	}
+	switch p := strings.TrimRight(parsed.Path, "/"); {
+	case p == "" || strings.HasSuffix(p, "/v2"):
+	case hasV2(p) && override != nil && !*override:
+		r.fault(at+".overridePath", "leave it out", "the path has /v2 in it, and without overridePath containerd would ask at %s/v2", p)
+	case !hasV2(p) && override == nil:
+		r.warn(field, "write overridePath: false if that is where it is, or true if the path is the whole root", "the API is asked for at %s/v2: containerd puts /v2 behind a path", p)
 	}
 }
 
@@ -732,6 +861,8 @@ func (r *resolver) auth(host, at string, g AuthSection) *Auth {
 		r.fault(at, "give one of the two", "found both an identity token and a user name or password")
 	case user != password:
 		r.fault(at, "", "found a user name or a password, want both")
+	case strings.Contains(g.Username.Value, ":"):
+		r.fault(at+".username", "", "the user name has a colon, which ends it for the registry (RFC 7617)")
 	}
 	a := Auth(g)
 	a.Username.Plain = a.Username.Value != "" && a.Username.Value != Masked

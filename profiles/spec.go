@@ -136,6 +136,7 @@ type Endpoint struct {
 	OverridePath bool
 	Header       []Header      // sorted by name
 	DialTimeout  time.Duration // 0: containerd's default
+	Auth         *Auth         // a mirror's; those of the registry itself are the Registry's
 }
 
 // ClientCert is a TLS client certificate; Key.Path is "" when Cert holds both.
@@ -168,7 +169,10 @@ type Secret struct {
 	Origin diag.Origin
 }
 
-// Auth are a registry's credentials.
+// Referenced says whether the value is somewhere else than in the profile.
+func (s Secret) Referenced() bool { return s.File != "" || s.Env != "" || s.Credential != "" }
+
+// Auth are the credentials of a registry or mirror.
 type Auth struct {
 	Username, Password, IdentityToken Secret
 }
@@ -212,6 +216,16 @@ type CredentialProvider struct {
 	APIVersion           string
 	Args                 []string
 	Env                  map[string]string
+	TokenAttributes      *TokenAttributes // nil: the provider gets no token
+}
+
+// TokenAttributes is ServiceAccountTokenAttributes of kubelet.config.k8s.io/v1.
+type TokenAttributes struct {
+	Audience              string
+	CacheType             string // "" for Kubernetes 1.33
+	RequireServiceAccount bool
+	RequiredAnnotations   []string
+	OptionalAnnotations   []string
 }
 
 // Origin returns the place of a field, as in "containerd.version" or

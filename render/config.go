@@ -5,7 +5,9 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -26,6 +28,7 @@ const (
 	criRuntime = "io.containerd.cri.v1.runtime"
 	grpcServer = "io.containerd.server.v1.grpc"
 	ttrpc      = "io.containerd.server.v1.ttrpc"
+	transfer   = "io.containerd.transfer.v1.local"
 )
 
 const (
@@ -54,6 +57,7 @@ func configFile(spec *profiles.Spec, r registry.Reader) (desired.File, diag.List
 	}
 	m := merger{spec: spec, faults: &faults}
 	m.merge(tree, spec.Containerd.Settings, nil)
+	unpackers(spec, tree)
 	if !faults.HasErrors() {
 		m.check(tree)
 	}
@@ -129,6 +133,56 @@ func configTree(spec *profiles.Spec) table {
 	return tree
 }
 
+// unpackers tells the transfer service, through which CRI pulls since 2.1, for which
+// snapshotters it may unpack: it knows overlayfs by itself and nothing else, and for another one every pull
+// fails with "no unpack platforms defined" (configureUnpackPlatforms in plugins/transfer of
+// containerd 2.1.9 to 2.4.2).
+//
+// The list replaces that default. overlayfs, which ctr takes by itself, stays in it where an
+// entry may be optional: elsewhere a host whose disk overlayfs refuses would lose the service.
+func unpackers(spec *profiles.Spec, tree table) {
+	const overlayfs = "overlayfs"
+	v := spec.Containerd.Version
+	if !releases.TransferPull(v) {
+		return
+	}
+	used, _ := section(tree, "plugins", criImages)["snapshotter"].(string)
+	all := []string{cmp.Or(used, overlayfs)}
+	runtimes := section(tree, "plugins", criRuntime, "containerd", "runtimes")
+	for _, name := range slices.Sorted(maps.Keys(runtimes)) {
+		rt, _ := runtimes[name].(table)
+		if own, _ := rt["snapshotter"].(string); own != "" && !slices.Contains(all, own) {
+			all = append(all, own)
+		}
+	}
+	service := section(tree, "plugins", transfer)
+	if _, given := service["unpack_config"]; given || len(all) == 1 && all[0] == overlayfs {
+		if len(service) == 0 {
+			delete(section(tree, "plugins"), transfer)
+		}
+		return
+	}
+	var list []any
+	add := func(snapshotter string, optional bool) {
+		t := table{"platform": "linux/" + spec.Arch, "snapshotter": snapshotter}
+		if snapshotter == "erofs" {
+			// Its layers are made by a differ of its own (docs/snapshotters/erofs.md).
+			t["differ"] = "erofs"
+		}
+		if optional {
+			t["optional"] = true
+		}
+		list = append(list, t)
+	}
+	for _, s := range all {
+		add(s, false)
+	}
+	if !slices.Contains(all, overlayfs) && releases.OptionalUnpackSupported(v) {
+		add(overlayfs, true)
+	}
+	service["unpack_config"] = list
+}
+
 // imageSection is the plugin whose registry and image keys count.
 func imageSection(spec *profiles.Spec) string {
 	if releases.ConfigSchema(spec.Containerd.Version) == 2 {
@@ -179,50 +233,149 @@ func proxyPlugins(spec *profiles.Spec) table {
 }
 
 // credentials is registry.configs: the one place where containerd takes credentials
-// of its own (hosts.toml has none), allowed beside config_path in every release.
+// of its own (hosts.toml has none), allowed beside config_path in every release up to 2.6.
 func credentials(spec *profiles.Spec, r registry.Reader, faults *diag.List) table {
-	configs := table{}
-	for _, reg := range spec.Registries {
-		if reg.Auth == nil {
+	var (
+		configs = table{}
+		first   = map[string]credential{} // by host
+	)
+	all := givenCredentials(spec, faults)
+	if len(all) == 0 {
+		return configs
+	}
+	v := spec.Containerd.Version
+	if !releases.CredentialsSupported(v) {
+		for _, c := range all {
+			faults.Errorf(spec.Origin(c.at), remedyFor(c.mirror), "containerd %s takes no credentials in config.toml: 2.7 removed them", v)
+		}
+		return configs
+	}
+	for _, c := range all {
+		if releases.UnreadableKey(v, c.host) {
+			faults.Errorf(spec.Origin(c.at), "name the host instead of its address, or give an Authorization header", "containerd %s cannot read credentials for %s in config.toml", v, c.host)
 			continue
 		}
-		at := "registries." + reg.Host + ".auth"
-		host := registry.CredentialHost(reg)
+		if !c.read(spec, r, faults) {
+			continue
+		}
+		other, again := first[c.host]
 		switch {
-		case host == "":
-			faults.Errorf(spec.Origin(at), "name the registry or the mirror", "containerd knows credentials by host, and %q is none", reg.Host)
-			continue
-		case !registry.Contacts(reg, host):
-			faults.Warnf(spec.Origin(at), "give the mirror a registry entry of its own with auth, or an Authorization header",
-				"nothing asks %s with upstream: deny, so its credentials are not used", host)
-		case configs[host] != nil:
-			faults.Errorf(spec.Origin(at), "give them once", "credentials for %s are there twice", host)
-			continue
-		}
-		auth := table{}
-		for _, f := range []struct {
-			name, key string
-			secret    profiles.Secret
-		}{
-			{"username", "username", reg.Auth.Username},
-			{"password", "password", reg.Auth.Password},
-			{"identityToken", "identitytoken", reg.Auth.IdentityToken},
-		} {
-			v, err := r.Secret(f.secret)
-			switch {
-			case err != nil:
-				faults.Errorf(cmp.Or(f.secret.Origin, spec.Origin(at+"."+f.name)), "", "read %s: %v", f.name, err)
-			case !utf8.ValidString(v):
-				faults.Errorf(cmp.Or(f.secret.Origin, spec.Origin(at+"."+f.name)), "", "the %s is not valid UTF-8, which TOML cannot hold", f.name)
-			case v != "":
-				auth[f.key] = v
-			}
-		}
-		if len(auth) > 0 {
-			configs[host] = table{"auth": auth}
+		case !again:
+			first[c.host] = c
+			configs[c.host] = table{"auth": c.keys}
+		case !c.sameAs(other):
+			faults.Errorf(spec.Origin(c.at), "give the same ones, or take one of the two away",
+				"containerd has one set of credentials for a host, and those for %s are others than the ones of %s", c.host, spec.Origin(other.at))
 		}
 	}
+	if len(configs) > 0 {
+		warnOfCost(spec, all[0], faults)
+	}
 	return configs
+}
+
+// warnOfCost says once what credentials in config.toml cost.
+func warnOfCost(spec *profiles.Spec, c credential, faults *diag.List) {
+	v := spec.Containerd.Version
+	pulls := ""
+	if releases.TransferPull(v) {
+		pulls = fmt.Sprintf("containerd %s then pulls by itself, not through its transfer service; ", v)
+	}
+	faults.Warnf(spec.Origin(c.at), remedyFor(c.mirror),
+		"credentials go into config.toml: %sa change of them restarts containerd; they are deprecated, and 2.7 has no place for them", pulls)
+}
+
+// remedyFor says what lasts longer than config.toml.
+func remedyFor(mirror bool) string {
+	if mirror {
+		return "an Authorization header of the mirror, by reference, has none of this"
+	}
+	return "kubelet.credentialProviders and pull secrets last longer"
+}
+
+// credential is one auth of a profile.
+type credential struct {
+	at, host string
+	mirror   bool
+	auth     *profiles.Auth
+	keys     table
+	// unread are the keys whose values a Reader without secrets stood in for.
+	unread map[string]bool
+}
+
+// givenCredentials are those of registries and mirrors that some host is asked with.
+func givenCredentials(spec *profiles.Spec, faults *diag.List) []credential {
+	var out []credential
+	for _, reg := range spec.Registries {
+		at := "registries." + reg.Host
+		if reg.Auth != nil {
+			host := registry.CredentialHost(reg)
+			switch {
+			case host == "":
+				faults.Errorf(spec.Origin(at+".auth"), "name the registry or the mirror", "containerd knows credentials by host, and %q is none", reg.Host)
+			default:
+				if !slices.ContainsFunc(spec.Registries, func(r profiles.Registry) bool { return registry.Contacts(r, host) }) {
+					faults.Warnf(spec.Origin(at+".auth"), "give them as auth of the mirror",
+						"nothing asks %s with upstream: deny, so its credentials are not used", host)
+				}
+				out = append(out, credential{at: at + ".auth", host: host, auth: reg.Auth})
+			}
+		}
+		for i, m := range reg.Mirrors {
+			if m.Auth == nil {
+				continue
+			}
+			// A URL that is none is a fault of hosts.toml.
+			if u, err := url.Parse(m.URL); err == nil && u.Host != "" {
+				out = append(out, credential{at: at + ".mirrors[" + strconv.Itoa(i) + "].auth", host: u.Host, mirror: true, auth: m.Auth})
+			}
+		}
+	}
+	return out
+}
+
+// read reads the values.
+func (c *credential) read(spec *profiles.Spec, r registry.Reader, faults *diag.List) (ok bool) {
+	c.keys, c.unread, ok = table{}, map[string]bool{}, true
+	for _, f := range []struct {
+		name, key string
+		secret    profiles.Secret
+	}{
+		{"username", "username", c.auth.Username},
+		{"password", "password", c.auth.Password},
+		{"identityToken", "identitytoken", c.auth.IdentityToken},
+	} {
+		at := cmp.Or(f.secret.Origin, spec.Origin(c.at+"."+f.name))
+		v, err := r.Secret(f.secret)
+		switch {
+		case err != nil:
+			faults.Errorf(at, "", "read %s: %v", f.name, err)
+			ok = false
+		case v == "" && f.secret.Referenced():
+			faults.Errorf(at, "fill it, or take the credentials away", "the %s is empty", f.name)
+			ok = false
+		case !utf8.ValidString(v):
+			faults.Errorf(at, "", "the %s is not valid UTF-8, which TOML cannot hold", f.name)
+			ok = false
+		case v != "":
+			if f.secret.Referenced() && strings.TrimRight(v, "\r\n") != v {
+				faults.Warnf(at, "take the empty line away", "the %s ends with a line break: one at the end of a file is dropped, and there is another", f.name)
+			}
+			c.keys[f.key] = v
+			c.unread[f.key] = registry.Unread(f.secret, v)
+		}
+	}
+	return ok && len(c.keys) > 0
+}
+
+// sameAs says whether two are the same credentials, as far as they have been read.
+func (c credential) sameAs(d credential) bool {
+	for _, key := range []string{"username", "password", "identitytoken"} {
+		if c.keys[key] != d.keys[key] && !(c.unread[key] && d.keys[key] != nil) && !(d.unread[key] && c.keys[key] != nil) {
+			return false
+		}
+	}
+	return true
 }
 
 // section returns a table inside a tree, making what is missing on the way.

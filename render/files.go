@@ -123,6 +123,13 @@ func credentialProvidersFile(spec *profiles.Spec) (desired.File, error) {
 		Name  string `yaml:"name"`
 		Value string `yaml:"value"`
 	}
+	type tokenAttributes struct {
+		Audience              string   `yaml:"serviceAccountTokenAudience"`
+		CacheType             string   `yaml:"cacheType,omitempty"`
+		RequireServiceAccount bool     `yaml:"requireServiceAccount"`
+		Required              []string `yaml:"requiredServiceAccountAnnotationKeys,omitempty"`
+		Optional              []string `yaml:"optionalServiceAccountAnnotationKeys,omitempty"`
+	}
 	type provider struct {
 		Name                 string   `yaml:"name"`
 		MatchImages          []string `yaml:"matchImages"`
@@ -130,6 +137,8 @@ func credentialProvidersFile(spec *profiles.Spec) (desired.File, error) {
 		APIVersion           string   `yaml:"apiVersion"`
 		Args                 []string `yaml:"args,omitempty"`
 		Env                  []env    `yaml:"env,omitempty"`
+
+		TokenAttributes *tokenAttributes `yaml:"tokenAttributes,omitempty"`
 	}
 	config := struct {
 		APIVersion string     `yaml:"apiVersion"`
@@ -143,6 +152,9 @@ func credentialProvidersFile(spec *profiles.Spec) (desired.File, error) {
 		out := provider{Name: p.Name, MatchImages: p.MatchImages, DefaultCacheDuration: p.DefaultCacheDuration, APIVersion: p.APIVersion, Args: p.Args}
 		for _, k := range slices.Sorted(maps.Keys(p.Env)) {
 			out.Env = append(out.Env, env{k, p.Env[k]})
+		}
+		if t := p.TokenAttributes; t != nil {
+			out.TokenAttributes = &tokenAttributes{t.Audience, t.CacheType, t.RequireServiceAccount, t.RequiredAnnotations, t.OptionalAnnotations}
 		}
 		config.Providers = append(config.Providers, out)
 	}

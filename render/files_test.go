@@ -148,6 +148,32 @@ func TestCredentialProviders(t *testing.T) {
 	}
 }
 
+func TestTokenAttributes(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		give profiles.TokenAttributes
+		want map[string]any
+	}{
+		{"all", profiles.TokenAttributes{Audience: "registry", CacheType: "Token", RequireServiceAccount: true, RequiredAnnotations: []string{"a/b"}, OptionalAnnotations: []string{"c", "d"}},
+			map[string]any{"serviceAccountTokenAudience": "registry", "cacheType": "Token", "requireServiceAccount": true, "requiredServiceAccountAnnotationKeys": []any{"a/b"}, "optionalServiceAccountAnnotationKeys": []any{"c", "d"}}},
+		// The kubelet wants to be told, also where it is not required, and 1.33 knows no cacheType.
+		{"1.33", profiles.TokenAttributes{Audience: "true"}, map[string]any{"serviceAccountTokenAudience": "true", "requireServiceAccount": false}},
+	} {
+		spec := newSpec("2.4.2")
+		spec.CredentialProviders = []profiles.CredentialProvider{{Name: "p", TokenAttributes: &tt.give}}
+		var got struct {
+			Providers []map[string]any `yaml:"providers"`
+		}
+		f := find(t, spec, CredentialProvidersPath)
+		if err := yaml.Unmarshal(f.Content, &got); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(any(tt.want), got.Providers[0]["tokenAttributes"]); diff != "" || f.Mode != 0o644 {
+			t.Errorf("%s: mode %v (-want +got):\n%s", tt.name, f.Mode, diff)
+		}
+	}
+}
+
 // Where a secret stands among what other programs define, the file is its owner's alone
 // and not shown; names that are about secrets hide nothing.
 func TestFilesWithSecretsAreSecret(t *testing.T) {

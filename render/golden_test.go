@@ -2,11 +2,13 @@ package render
 
 import (
 	"encoding/json"
+	"encoding/pem"
 	"flag"
 	"fmt"
 	"io/fs"
 	"maps"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -133,6 +135,10 @@ func hostileSpec(_ *testing.T, arch, version string) (*profiles.Spec, diag.List)
 		return profiles.LocalFile{Path: "certs/" + name, Given: "certs/" + name}
 	}
 	caps := []string{"pull", "resolve"}
+	timeout := 1500 * time.Millisecond
+	if !releases.DialTimeoutSupported(spec.Containerd.Version) {
+		timeout = 0
+	}
 	yes, no := true, false
 	spec.Registries = []profiles.Registry{
 		{Host: "[fd00::1]:5000", Mirrors: []profiles.Endpoint{{URL: "http://[fd00::2]:5001/a/"}}},
@@ -140,21 +146,28 @@ func hostileSpec(_ *testing.T, arch, version string) (*profiles.Spec, diag.List)
 			{URL: "https://z.example.com/v2/proxy", Capabilities: caps, CA: []profiles.LocalFile{file("ca.crt"), file("o/ca.crt")}, Header: []profiles.Header{{Name: "Authorization", Values: []profiles.Secret{secret(odd)}}, {Name: "X-Two", Values: []profiles.Secret{secret("1"), secret(`"2"`)}}}},
 			{URL: "https://a.example.com:8443", Client: []profiles.ClientCert{{Cert: file("c.crt"), Key: file("c.key")}, {Cert: file("both.pem")}}, SkipVerify: &no},
 			{URL: "http://m.example.com", Header: []profiles.Header{{Name: "X-Last", Values: []profiles.Secret{{Value: "plain", Plain: true}}}}},
-			{URL: "https://m.example.com/a%20b/" + "ü", OverridePath: true},
+			{URL: "https://m.example.com/a%20b/" + "ü", OverridePath: true, Auth: &profiles.Auth{Username: secret("mirror"), Password: secret(odd)}},
 		}},
 		{Host: "harbor.example.net:8443", Server: &profiles.Endpoint{CA: []profiles.LocalFile{file("harbor.pem")}, Header: []profiles.Header{{Name: "X-Root", Values: []profiles.Secret{{Value: odd, Plain: true}}}}}, Auth: &profiles.Auth{Username: secret("robot$" + odd), Password: secret(odd)}},
 		{Host: "localhost:5000", Server: &profiles.Endpoint{SkipVerify: &yes}},
-		{Host: "quay.io", Deny: true, Mirrors: []profiles.Endpoint{{URL: "https://one.example.com", CA: []profiles.LocalFile{file("one.pem")}}, {URL: "https://two.example.com/v2/quay", DialTimeout: 1500 * time.Millisecond, Header: []profiles.Header{{Name: "X-Two", Values: []profiles.Secret{{Value: odd, Plain: true}}}}}}},
+		{Host: "quay.io", Deny: true, Mirrors: []profiles.Endpoint{{URL: "https://one.example.com", CA: []profiles.LocalFile{file("one.pem")}}, {URL: "https://two.example.com/v2/quay", DialTimeout: timeout, Header: []profiles.Header{{Name: "X-Two", Values: []profiles.Secret{{Value: odd, Plain: true}}}}}}},
 		{Host: "*", Deny: true, Mirrors: []profiles.Endpoint{{URL: "https://default.example.com"}}},
 	}
 	return spec, nil
 }
 
-// goldenReader answers without a file system: every file is one certificate with its
-// key, every secret says where it would have come from.
+// goldenReader answers without a file system: every file is one certificate, a client's
+// with its key, and every secret says where it would have come from.
 type goldenReader struct{ pair []byte }
 
-func (r goldenReader) File(profiles.LocalFile) ([]byte, error) { return r.pair, nil }
+func (r goldenReader) File(f profiles.LocalFile) ([]byte, error) {
+	switch path.Base(f.Path) {
+	case "c.crt", "c.key", "both.pem":
+		return r.pair, nil
+	}
+	block, _ := pem.Decode(r.pair)
+	return pem.EncodeToMemory(block), nil
+}
 
 func (goldenReader) Secret(s profiles.Secret) (string, error) {
 	if s.Value != "" {

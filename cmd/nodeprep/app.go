@@ -67,6 +67,9 @@ type app struct {
 	color     string
 	arch      string
 
+	// piped is the profile that came by standard input, nil before it was read.
+	piped []byte
+
 	// bundle is --bundle, source what it opened.
 	bundle     string
 	registryCA string
@@ -162,11 +165,17 @@ containerd, runc and the CNI plugins, starts the daemon and proves that it works
 
 // network is what this command line allows of it.
 func (a *app) network() *host.Network {
-	switch {
-	case a.offline:
+	if a.bundle != "" {
+		return a.registryNetwork().Only("--bundle")
+	}
+	return a.registryNetwork()
+}
+
+// registryNetwork is for registries of bundles and their images: --bundle oci:// reaches the
+// bundle's own, and narrows this to it.
+func (a *app) registryNetwork() *host.Network {
+	if a.offline {
 		return host.NoNetwork("--offline")
-	case a.bundle != "":
-		return host.NoNetwork("--bundle")
 	}
 	return host.OpenNetwork()
 }

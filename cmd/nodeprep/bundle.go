@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -140,16 +139,8 @@ func (a *app) createBundle(ctx context.Context, file string, o createFlags) erro
 	if err != nil {
 		return err
 	}
-	arches := o.arches
-	if len(arches) == 0 {
-		arches = lock.Arches()
-	}
-	if len(arches) == 0 {
-		arches = []string{runtime.GOARCH}
-	}
-	slices.Sort(arches)
-	arches = slices.Compact(arches)
-	if err := knownArches(arches); err != nil {
+	arches, err := wantedArches(o.arches, lock)
+	if err != nil {
 		return err
 	}
 	registry, err := a.registryOptions()
@@ -327,7 +318,7 @@ func obtain(ctx context.Context, store *release.Store, art desired.Artifact, p *
 		return l, err
 	}
 	return store.Fetch(ctx, l, func(done, total int64) {
-		p.Progress("fetching "+art.Component+" "+art.Version+" "+art.Arch, done, total)
+		p.Progress("fetching "+art.Title()+" "+art.Arch, done, total)
 	})
 }
 
@@ -355,38 +346,12 @@ func (a *app) lockForBundle(ctx context.Context, store *release.Store, nodes []b
 	return lock, nil
 }
 
-// programFor is nodeprep for the nodes of an architecture: the running program where that is
-// one, else a release file.
+// programFor is nodeprep for the nodes of an architecture.
 func (a *app) programFor(ctx context.Context, store *release.Store, arch string) (release.Located, error) {
-	if arch == runtime.GOARCH && runtime.GOOS == "linux" {
-		if a.self != "" {
-			return release.Located{Path: a.self}, nil
-		}
-		// Also there when the file was replaced or removed meanwhile (proc(5)).
-		return release.Located{Path: "/proc/self/exe"}, nil
+	if running := a.runningOn(arch); running != "" {
+		return release.Located{Path: running}, nil
 	}
-	name := fmt.Sprintf("nodeprep-%s-linux-%s", plainVersion(), arch)
-	local := &release.Store{Dirs: store.Dirs}
-	for _, s := range store.Sources {
-		if s.Dir != "" {
-			local.Sources = append(local.Sources, s)
-		}
-	}
-	l, err := local.Locate(ctx, desired.Artifact{Component: bundle.Program, Version: plainVersion(), Arch: arch, Files: []string{name}})
-	if absent, ok := errors.AsType[*release.NotFoundError](err); ok {
-		msg := fmt.Sprintf("find %s: the bundle has nodeprep itself for linux/%s; put it into a folder and give that with --artifacts; looked at:", name, arch)
-		for _, p := range absent.Places {
-			msg += fmt.Sprintf("\n  %s: %s", p.Where, p.Why)
-		}
-		if len(absent.Places) == 0 {
-			msg += "\n  nothing: there is no --artifacts folder"
-		}
-		return l, errors.New(msg)
-	}
-	if unknown, ok := errors.AsType[*release.NoDigestError](err); ok {
-		return l, fmt.Errorf("verify %s: no sha256 of it is known: put its checksum file beside it (sha256sum %s > %s.sha256)", unknown.File, name, name)
-	}
-	return l, err
+	return releasedProgram(ctx, store.Dirs, store.Sources, arch, "the bundle has nodeprep itself for linux/"+arch, "")
 }
 
 // printMade says what is in a bundle that was made.
@@ -406,11 +371,7 @@ func (a *app) printMade(r bundleResult) {
 			if part.Signature != nil {
 				from += ", signed by " + part.Signature.Signer
 			}
-			what := part.Name + " " + part.Version
-			if part.Static {
-				what += " static"
-			}
-			row(what, len(part.Members), r.Layers[part.Layer], from)
+			row(part.Title(), len(part.Members), r.Layers[part.Layer], from)
 		}
 		row("node", len(c.Node.Members), r.Layers[c.Node.Layer], strings.Join(r.Profiles, ", "))
 		for _, img := range c.Images {

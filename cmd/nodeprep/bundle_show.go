@@ -58,7 +58,7 @@ func (a *app) openOptions(ref string) (bundle.OpenOptions, error) {
 		}
 	}
 	registry, err := a.registryOptions()
-	return bundle.OpenOptions{Network: a.network(), Registry: registry, Stdin: a.in, TempDir: a.tempDir()}, err
+	return bundle.OpenOptions{Registry: registry, Stdin: a.in, TempDir: a.tempDir()}, err
 }
 
 func (a *app) inspectBundle(ctx context.Context, ref string) error {

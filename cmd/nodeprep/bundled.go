@@ -51,6 +51,14 @@ func (a *app) bundleFlags(cmd *cobra.Command) {
 // useBundle opens --bundle for an architecture; without one it does nothing. closeBundle
 // is called at the end of the run.
 func (a *app) useBundle(ctx context.Context, arch string) error {
+	if err := a.openBundle(ctx); err != nil || a.source.bundle == nil {
+		return err
+	}
+	return a.source.use(ctx, arch)
+}
+
+// openBundle opens --bundle, for no architecture yet.
+func (a *app) openBundle(ctx context.Context) error {
 	if err := a.registryCAFor(a.bundle); err != nil {
 		return err
 	}
@@ -82,15 +90,29 @@ func (a *app) useBundle(ctx context.Context, arch string) error {
 		return broken(err)
 	}
 	a.source.bundle = b
-	if a.source.node, err = b.For(ctx, arch); err != nil {
+	return nil
+}
+
+// use makes an architecture's part of the open bundle the one that is worked with.
+func (s *source) use(ctx context.Context, arch string) (err error) {
+	if s.node, err = s.bundle.For(ctx, arch); err != nil {
 		return broken(err)
 	}
 	// Its profile and lock are in one layer with its files. Damage of that is the bundle's,
 	// not that of the profile which is looked for there.
-	if _, err := a.source.node.File(ctx, bundle.ProfileName); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if _, err := s.node.File(ctx, bundle.ProfileName); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return broken(err)
 	}
 	return nil
+}
+
+// portableArches are what a profile is looked at for where no host is known: --arch, else all
+// that the bundle is for, else this machine's.
+func (a *app) portableArches() []string {
+	if b := a.source.bundle; a.arch == "" && b != nil && len(b.Arches()) > 0 {
+		return b.Arches()
+	}
+	return []string{a.portableFacts().Arch}
 }
 
 // registryCAFor refuses a --registry-ca that would not be looked at.
@@ -197,17 +219,13 @@ func (s *source) bundledArtifacts(st *desired.State) diag.List {
 	}
 	const hint = "want what the bundle has, or make the bundle anew"
 	for _, a := range st.Artifacts {
-		title := a.Component + " " + a.Version
-		if a.Static {
-			title += " (static)"
-		}
-		c, ok := s.node.Component(a.Component, a.Version, a.Static)
+		c, same := s.node.Release(a)
 		switch {
-		case !ok:
-			list.Errorf(a.Origin, hint, "%s has no %s for linux/%s", s.bundle.Name(), title, st.Arch)
-		case a.SHA256 != "" && a.SHA256 != c.SHA256:
+		case c == nil:
+			list.Errorf(a.Origin, hint, "%s has no %s for linux/%s", s.bundle.Name(), a.Title(), st.Arch)
+		case !same:
 			list.Errorf(a.Origin, hint, "%s must have sha256 %s (from %s), and %s was made of %s with sha256 %s",
-				title, a.SHA256, a.SHA256From, s.bundle.Name(), c.File, c.SHA256)
+				a.Title(), a.SHA256, a.SHA256From, s.bundle.Name(), c.File, c.SHA256)
 		}
 	}
 	return list
@@ -234,34 +252,50 @@ func (s *source) Open(ctx context.Context, img desired.Image) (io.ReadCloser, er
 	if s.spool == "" {
 		return s.node.OpenImage(ctx, found)
 	}
-	f := s.spooled[found.SHA256]
-	if f == nil {
-		var err error
-		if f, err = s.fetch(ctx, found); err != nil {
-			return nil, err
-		}
+	if f := s.spooled[found.SHA256]; f != nil {
+		return io.NopCloser(io.NewSectionReader(f, 0, found.Size)), nil
 	}
-	return io.NopCloser(io.NewSectionReader(f, 0, found.Size)), nil
-}
-
-// fetch brings an archive here, verified: what is imported after the commit must not hang on
-// a registry.
-func (s *source) fetch(ctx context.Context, img bundle.Image) (*os.File, error) {
-	r, err := s.node.OpenImage(ctx, img)
+	r, err := s.node.OpenImage(ctx, found)
 	if err != nil {
 		return nil, err
 	}
-	defer r.Close()
 	f, err := host.UnnamedFile(s.spool)
 	if err != nil {
-		return nil, fmt.Errorf("keep %s: %w", img.File, err)
+		r.Close()
+		return nil, fmt.Errorf("keep %s: %w", found.File, err)
 	}
-	if _, err := io.Copy(f, r); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("read %s: %w", img.File, err)
+	return &spooling{ReadCloser: r, source: s, img: found, file: f}, nil
+}
+
+// spooling reads an archive out of a registry and keeps what passes: what is imported after
+// the commit must not hang on a registry. Only at its end it is known to be good.
+type spooling struct {
+	io.ReadCloser
+	source *source
+	img    bundle.Image
+	file   *os.File // nil once the source has it
+}
+
+func (s *spooling) Read(p []byte) (int, error) {
+	n, err := s.ReadCloser.Read(p)
+	if s.file == nil {
+		return n, err
 	}
-	s.keep(img.SHA256, f)
-	return f, nil
+	if _, werr := s.file.Write(p[:n]); werr != nil {
+		return n, fmt.Errorf("keep %s: %w", s.img.File, werr)
+	}
+	if err == io.EOF {
+		s.source.keep(s.img.SHA256, s.file)
+		s.file = nil
+	}
+	return n, err
+}
+
+func (s *spooling) Close() error {
+	if s.file != nil {
+		_ = s.file.Close() // it has no name, and is not whole
+	}
+	return s.ReadCloser.Close()
 }
 
 // lock is the bundle's own, nil where it has none.
@@ -331,12 +365,7 @@ func (kept) Close() error { return nil }
 
 // registryOptions are how a registry is reached, by this command line and environment.
 func (a *app) registryOptions() (bundle.RegistryOptions, error) {
-	// --bundle oci:// reaches the bundle's own registry, and narrows this to it.
-	network := host.OpenNetwork()
-	if a.offline {
-		network = host.NoNetwork("--offline")
-	}
-	o := bundle.RegistryOptions{Network: network, UserAgent: "nodeprep/" + plainVersion()}
+	o := bundle.RegistryOptions{Network: a.registryNetwork(), UserAgent: "nodeprep/" + plainVersion()}
 	if a.registryCA != "" {
 		pem, err := readLimited(a.registryCA)
 		if err != nil {

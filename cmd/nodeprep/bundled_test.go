@@ -1,14 +1,17 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/nodeprep/nodeprep/install/bundle"
+	"github.com/nodeprep/nodeprep/internal/desired"
 )
 
 // A nodeprep that could not run on the node is not installed.
@@ -43,5 +46,61 @@ func TestBundledProgramIsOfTheArchitecture(t *testing.T) {
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want) || exitCode(err) != exitUsage) {
 			t.Errorf("%s: %v, want %q", arch, err, want)
 		}
+	}
+}
+
+// An archive of a registry is read over the network once, by whoever reads it first: it is at
+// hand when nothing can be reached any more, and only if it was whole.
+func TestArchivesAreKept(t *testing.T) {
+	dir, content := t.TempDir(), bytes.Repeat([]byte("archive "), 1<<14)
+	archive := &bundle.ImageArchive{File: "images/app.tar", Names: []string{"example.com/app:1"}, Size: int64(len(content)),
+		Open: func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(content)), nil }}
+	profile := bundle.File{Path: bundle.ProfileName, Mode: 0o644, Size: 1, Open: func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("\n")), nil }}
+	file := filepath.Join(dir, "node.bundle")
+	contents := bundle.Contents{Nodeprep: "9", Platforms: []bundle.Platform{{Arch: "amd64", Node: []bundle.File{profile}, Images: []*bundle.ImageArchive{archive}}}}
+	if _, err := bundle.Write(t.Context(), file, contents, bundle.WriteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	b, err := bundle.Open(t.Context(), file, bundle.OpenOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := app{source: source{bundle: b, spool: t.TempDir()}}
+	defer a.closeBundle()
+	if err := a.source.use(t.Context(), "amd64"); err != nil {
+		t.Fatal(err)
+	}
+	img := desired.Image{File: archive.File}
+
+	r, err := a.source.Open(t.Context(), img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := io.ReadFull(r, make([]byte, 100)); err != nil || n != 100 {
+		t.Fatal(n, err)
+	}
+	if err := r.Close(); err != nil || len(a.source.spooled) != 0 {
+		t.Errorf("a part of it is kept: %v, %v", a.source.spooled, err)
+	}
+	for _, reachable := range []bool{true, false} {
+		if !reachable {
+			if err := b.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r, err := a.source.Open(t.Context(), img)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(r)
+		if err != nil || !bytes.Equal(got, content) {
+			t.Errorf("reachable %v: %d bytes, %v", reachable, len(got), err)
+		}
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if left, err := os.ReadDir(a.source.spool); err != nil || len(left) != 0 {
+		t.Errorf("files with names in the temporary folder: %v, %v", left, err)
 	}
 }

@@ -236,7 +236,7 @@ func (a *app) cloudInitFiles(ctx context.Context, o cloudInitFlags) ([]cloudinit
 			return nil, err
 		}
 		if lock != nil {
-			if lockFile, err = readLock(a.lockName(name)); err != nil {
+			if lockFile, err = readLimited(a.lockName(name)); err != nil {
 				return nil, fmt.Errorf("read the lock: %w", err)
 			}
 		}

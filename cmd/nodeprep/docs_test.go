@@ -41,6 +41,8 @@ func TestDocumentedCommands(t *testing.T) {
 		bundles := slices.ContainsFunc(commands, func(c string) bool { return strings.Contains(c, "bundle") || strings.Contains(c, "nodeprep lock") })
 		if bundles {
 			script.WriteString(bundlePrologue)
+		} else if slices.ContainsFunc(commands, func(c string) bool { return strings.Contains(c, "--probe") }) {
+			script.WriteString(probePrologue)
 		}
 		for _, c := range commands {
 			script.WriteString(c)
@@ -78,6 +80,11 @@ cp bundle.tar registry.tar
 digest registry.tar
 archive images/pause.tar registry.k8s.io/pause:3.10.2 amd64 arm64
 serve pause=images/pause.tar node=registry.tar
+`
+
+// probePrologue makes registry.example.com with the image of pages about explain --probe.
+const probePrologue = `archive images/pause.tar registry.k8s.io/pause:3.10.2 amd64 arm64
+serve pause=images/pause.tar
 `
 
 // bundleFiles are files of the same pages, in txtar's form.
@@ -173,6 +180,11 @@ func scriptLine(place, line string) string {
 		local = verb != "status"
 		// plan and status answer with 3 when something differs, which is no failure.
 		codes = "0,3"
+	case "explain":
+		// What is asked for real is asked of a registry here.
+		if slices.Contains(args, "--probe") && !slices.Contains(args, "-f") {
+			args = append(args, "--root", "root")
+		}
 	case "lock":
 		local = true
 	case "bundle":

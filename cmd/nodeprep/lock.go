@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -24,9 +23,6 @@ import (
 	"github.com/nodeprep/nodeprep/internal/releases"
 	"github.com/nodeprep/nodeprep/profiles"
 )
-
-// maxLock bounds what is read as a lock: real ones have a few kilobytes.
-const maxLock = 1 << 20
 
 // lockFlag is that of verbs that work with a profile.
 func (a *app) lockFlag(cmd *cobra.Command) {
@@ -61,7 +57,7 @@ func (a *app) lockOf(profileName string) (*release.Lock, error) {
 	if name == "" {
 		return nil, nil
 	}
-	data, err := readLock(name)
+	lock, list, err := release.LoadLock(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && a.lock == "":
 		if _, linked := os.Lstat(name); linked == nil {
@@ -74,29 +70,11 @@ func (a *app) lockOf(profileName string) (*release.Lock, error) {
 	case err != nil:
 		return nil, fmt.Errorf("read the lock: %w", err)
 	}
-	lock, list := release.ReadLock(name, data)
 	if list.HasErrors() {
 		return nil, &invalidLockError{invalidError{list}}
 	}
 	lock.Command = a.lockCommandLine(profileName)
 	return lock, nil
-}
-
-// readLock reads a file of moderate size; a pipe under its name would wait for nobody.
-func readLock(name string) ([]byte, error) {
-	fi, err := os.Stat(name)
-	if err != nil {
-		return nil, err
-	}
-	if !fi.Mode().IsRegular() {
-		return nil, &fs.PathError{Op: "read", Path: name, Err: errors.New("not a regular file")}
-	}
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return io.ReadAll(io.LimitReader(f, maxLock+1))
 }
 
 // ruling is the lock that rules what a profile's nodes get: its own, else that of the
@@ -223,14 +201,7 @@ func (a *app) makeLock(ctx context.Context, arches []string, update bool) error 
 	if err != nil {
 		return err
 	}
-	if len(arches) == 0 {
-		if arches = old.Arches(); len(arches) == 0 {
-			arches = []string{runtime.GOARCH}
-		}
-	}
-	slices.Sort(arches)
-	arches = slices.Compact(arches)
-	if err := knownArches(arches); err != nil {
+	if arches, err = wantedArches(arches, old); err != nil {
 		return err
 	}
 	profile, err := a.load(ctx, profileName)
@@ -281,22 +252,31 @@ func (a *app) makeLock(ctx context.Context, arches []string, update bool) error 
 // oldLock is the lock that is to be replaced, nil where there is none. One that cannot be
 // read is not overwritten: it may be a newer nodeprep's, or no lock at all.
 func (a *app) oldLock(name string) (*release.Lock, error) {
-	data, err := readLock(name)
+	lock, list, err := release.LoadLock(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the lock: %w", err)
 	}
-	lock, list := release.ReadLock(name, data)
 	if list.HasErrors() {
 		return nil, fmt.Errorf("%w; it is not overwritten: repair it, or remove it", &invalidLockError{invalidError{list}})
 	}
 	return lock, nil
 }
 
-// knownArches refuses architectures for which nobody publishes anything.
-func knownArches(arches []string) error {
+// wantedArches are those of --arch, else of the lock that is there, which may be nil, else this
+// machine's, sorted. One for which nobody publishes anything is refused.
+func wantedArches(given []string, lock *release.Lock) ([]string, error) {
+	arches := given
+	if len(arches) == 0 {
+		arches = lock.Arches()
+	}
+	if len(arches) == 0 {
+		arches = []string{runtime.GOARCH}
+	}
+	slices.Sort(arches)
+	arches = slices.Compact(arches)
 	var known []string
 	for _, c := range []string{releases.Containerd, releases.Runc, releases.CNI, releases.Crictl} {
 		known = append(known, releases.Arches(c, false, releases.DefaultVersion(c))...)
@@ -305,10 +285,10 @@ func knownArches(arches []string) error {
 	known = slices.Compact(known)
 	for _, arch := range arches {
 		if err := oneOf("arch", arch, known...); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	return nil
+	return arches, nil
 }
 
 // lockRequests are the releases that the profile wants for some architectures. Where it
@@ -439,11 +419,7 @@ func short(e *release.Locked) lockedShort {
 }
 
 func (s lockedShort) title() string {
-	t := s.Component + " " + s.Version
-	if s.Variant != "" {
-		t += " " + s.Variant
-	}
-	return t
+	return strings.TrimSpace(s.Component + " " + s.Version + " " + s.Variant)
 }
 
 func (a *app) printLock(r *lockResult) {

@@ -39,6 +39,9 @@ func (a *app) read(ctx context.Context, name string) ([]byte, error) {
 		defer f.Close()
 		return io.ReadAll(io.LimitReader(f, maxProfile+1))
 	}
+	if a.piped != nil {
+		return a.piped, nil // it can be read once
+	}
 	type input struct {
 		data []byte
 		err  error
@@ -50,6 +53,9 @@ func (a *app) read(ctx context.Context, name string) ([]byte, error) {
 	}()
 	select {
 	case in := <-done:
+		if in.err == nil {
+			a.piped = in.data
+		}
 		return in.data, in.err
 	case <-ctx.Done():
 		return nil, fmt.Errorf("read standard input: %w", context.Cause(ctx))
@@ -93,15 +99,17 @@ func (a *app) warn(list diag.List) {
 }
 
 // chosen is the profile a verb works with, by the rules that are the same for all
-// verbs: -f; the profile in the node's /etc; on a node with a receipt none by
+// verbs: -f; the bundle's; the profile in the node's /etc; on a node with a receipt none by
 // default, since applying a different profile there must be asked for; else the
-// built-in default.
+// built-in default. A nil root is no node.
 func (a *app) chosen(root *host.Root, receiptProfile func() (string, bool, error)) (string, error) {
 	switch {
 	case a.profile != "":
 		return a.profile, nil
 	case a.source.bundle != nil:
 		return profiles.BundleName, nil
+	case root == nil:
+		return "default", nil
 	}
 	if _, err := root.Stat(profileOnNode); err == nil {
 		return root.Resolve(profileOnNode)

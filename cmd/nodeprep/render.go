@@ -2,19 +2,18 @@ package main
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/nodeprep/nodeprep/internal/desired"
 	"github.com/nodeprep/nodeprep/internal/host"
-	"github.com/nodeprep/nodeprep/profiles"
 )
 
 // renderedFile is one file of render's result.
@@ -53,22 +52,27 @@ asks nothing of the machine it runs on, so that its result is the same everywher
 }
 
 func (a *app) render(ctx context.Context, dir string, rooted bool) error {
-	facts, choose := a.portableFacts(), func() (string, error) { return cmp.Or(a.profile, "default"), nil }
+	var root *host.Root
+	facts := a.portableFacts()
 	if rooted {
-		root, err := host.OpenRoot(a.root)
-		if err != nil {
+		var err error
+		if root, err = host.OpenRoot(a.root); err != nil {
 			return usagef("--root: %w", err)
 		}
 		facts, _ = a.facts(root)
-		choose = func() (string, error) { return a.chosen(root, noReceipt) }
 	}
-	if err := a.useBundle(ctx, facts.Arch); err != nil {
+	if err := a.openBundle(ctx); err != nil {
 		return err
 	}
-	if a.source.bundle != nil {
-		choose = func() (string, error) { return cmp.Or(a.profile, profiles.BundleName), nil }
+	if arches := a.portableArches(); root == nil && !slices.Contains(arches, facts.Arch) {
+		facts.Arch = arches[0]
 	}
-	name, err := choose()
+	if a.source.bundle != nil {
+		if err := a.source.use(ctx, facts.Arch); err != nil {
+			return err
+		}
+	}
+	name, err := a.chosen(root, noReceipt)
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/nodeprep/nodeprep/install"
+	"github.com/nodeprep/nodeprep/install/bundle"
 	"github.com/nodeprep/nodeprep/install/release"
 	"github.com/nodeprep/nodeprep/internal/desired"
 	"github.com/nodeprep/nodeprep/internal/diag"
@@ -38,12 +39,8 @@ func addRecovery(st *desired.State, program string) {
 // a release file like those of the components. A node that has one already keeps it
 // where no other is at hand: then it is "".
 func (a *app) program(ctx context.Context, st *desired.State, receipt *install.Receipt) (string, error) {
-	if st.Arch == runtime.GOARCH && runtime.GOOS == "linux" {
-		if a.self != "" {
-			return a.self, nil
-		}
-		// Also there when the file was replaced or removed meanwhile (proc(5)).
-		return "/proc/self/exe", nil
+	if running := a.runningOn(st.Arch); running != "" {
+		return running, nil
 	}
 	if a.source.node != nil {
 		return a.source.program(ctx, a.tempDir())
@@ -52,30 +49,10 @@ func (a *app) program(ctx context.Context, st *desired.State, receipt *install.R
 	if err != nil {
 		return "", err
 	}
-	store := &release.Store{Dirs: dirs}
-	for _, s := range st.Sources {
-		if s.Dir != "" {
-			store.Sources = append(store.Sources, s)
-		}
-	}
-	name := fmt.Sprintf("nodeprep-%s-linux-%s", plainVersion(), st.Arch)
-	l, err := store.Locate(ctx, desired.Artifact{Component: "nodeprep", Version: plainVersion(), Arch: st.Arch, Files: []string{name}})
-	if _, absent := errors.AsType[*release.NotFoundError](err); absent && receipt.Find(systemd.Program) != nil {
+	l, err := releasedProgram(ctx, dirs, st.Sources, st.Arch,
+		"the node is "+st.Arch+" and gets a nodeprep of its own, which ends an interrupted run at boot", ", or leave it out with --without-recovery")
+	if _, absent := errors.AsType[*noProgramError](err); absent && receipt.Find(systemd.Program) != nil {
 		return "", nil
-	}
-	const otherwise = "or leave it out with --without-recovery"
-	if absent, ok := errors.AsType[*release.NotFoundError](err); ok {
-		msg := fmt.Sprintf("find %s: the node is %s and gets a nodeprep of its own, which ends an interrupted run at boot; looked at:", name, st.Arch)
-		for _, p := range absent.Places {
-			msg += fmt.Sprintf("\n  %s: %s", p.Where, p.Why)
-		}
-		if len(absent.Places) == 0 {
-			msg += "\n  nothing: there is no --artifacts folder"
-		}
-		return "", fmt.Errorf("%s\nput it into a folder and give that with --artifacts, %s", msg, otherwise)
-	}
-	if unknown, ok := errors.AsType[*release.NoDigestError](err); ok {
-		return "", fmt.Errorf("verify %s: no sha256 of it is known: put its checksum file beside it (sha256sum %s > %s.sha256), %s", unknown.File, name, name, otherwise)
 	}
 	if err != nil {
 		return "", err
@@ -84,6 +61,57 @@ func (a *app) program(ctx context.Context, st *desired.State, receipt *install.R
 		return "", err
 	}
 	return l.Path, nil
+}
+
+// runningOn is the path of the running program, "" where nodes of an architecture cannot run
+// that one.
+func (a *app) runningOn(arch string) string {
+	switch {
+	case arch != runtime.GOARCH || runtime.GOOS != "linux":
+		return ""
+	case a.self != "":
+		return a.self
+	}
+	// Also there when the file was replaced or removed meanwhile (proc(5)).
+	return "/proc/self/exe"
+}
+
+// releasedProgram finds nodeprep's own release file for an architecture in the folders; nothing
+// is fetched, since nobody here knows its digest. Messages say why it is wanted, and what else
+// would help.
+func releasedProgram(ctx context.Context, dirs []string, sources []desired.Source, arch, why, otherwise string) (release.Located, error) {
+	store := &release.Store{Dirs: dirs}
+	for _, s := range sources {
+		if s.Dir != "" {
+			store.Sources = append(store.Sources, s)
+		}
+	}
+	name := fmt.Sprintf("nodeprep-%s-linux-%s", plainVersion(), arch)
+	l, err := store.Locate(ctx, desired.Artifact{Component: bundle.Program, Version: plainVersion(), Arch: arch, Files: []string{name}})
+	if absent, ok := errors.AsType[*release.NotFoundError](err); ok {
+		return l, &noProgramError{name, why, otherwise, absent.Places}
+	}
+	if unknown, ok := errors.AsType[*release.NoDigestError](err); ok {
+		return l, fmt.Errorf("verify %s: no sha256 of it is known: put its checksum file beside it (sha256sum %s > %s.sha256)%s", unknown.File, name, name, otherwise)
+	}
+	return l, err
+}
+
+// noProgramError is that nodeprep for another architecture is not at hand.
+type noProgramError struct {
+	file, why, otherwise string
+	places               []release.Place
+}
+
+func (e *noProgramError) Error() string {
+	msg := fmt.Sprintf("find %s: %s; looked at:", e.file, e.why)
+	for _, p := range e.places {
+		msg += fmt.Sprintf("\n  %s: %s", p.Where, p.Why)
+	}
+	if len(e.places) == 0 {
+		msg += "\n  nothing: there is no --artifacts folder"
+	}
+	return msg + "\nput it into a folder and give that with --artifacts" + e.otherwise
 }
 
 // plainVersion is nodeprep's version as its release files have it.

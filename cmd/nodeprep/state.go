@@ -1,12 +1,15 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/nodeprep/nodeprep/install/release"
 	"github.com/nodeprep/nodeprep/internal/desired"
@@ -30,6 +33,9 @@ type inputs struct {
 	bundled func(name string) ([]byte, error)
 	// masked leaves secrets unread: for output that does not show them anyway.
 	masked bool
+	// portable does without files that are not here: they are looked for where the profile
+	// is applied.
+	portable bool
 }
 
 // reader is in as the renderers want it; a nil *inputs is no Reader at all.
@@ -42,8 +48,15 @@ func reader(in *inputs) registry.Reader {
 
 // File reads a file that the profile names.
 func (in inputs) File(f profiles.LocalFile) ([]byte, error) {
-	return in.read(f.Path)
+	b, err := in.read(f.Path)
+	if in.portable && errors.Is(err, fs.ErrNotExist) {
+		return registry.Placeholders{}.File(f)
+	}
+	return b, err
 }
+
+// Now is the time by which certificates are judged.
+func (inputs) Now() time.Time { return time.Now() }
 
 // Secret reads a secret's value; a final newline, which editors add, is not part of it.
 func (in inputs) Secret(s profiles.Secret) (string, error) {
@@ -52,7 +65,7 @@ func (in inputs) Secret(s profiles.Secret) (string, error) {
 		return registry.Placeholders{}.Secret(s)
 	case s.File != "":
 		b, err := in.read(s.File)
-		return strings.TrimSuffix(string(b), "\n"), err
+		return cutLineBreak(string(b)), err
 	case s.Env != "":
 		v, ok := in.env(s.Env)
 		if !ok {
@@ -68,9 +81,17 @@ func (in inputs) Secret(s profiles.Secret) (string, error) {
 			return "", fmt.Errorf("read secret: credential name %q is a path", s.Credential)
 		}
 		b, err := readLimited(filepath.Join(dir, s.Credential))
-		return strings.TrimSuffix(string(b), "\n"), err
+		return cutLineBreak(string(b)), err
 	}
 	return s.Value, nil
+}
+
+// cutLineBreak is s without the line break at its end, of whichever kind.
+func cutLineBreak(s string) string {
+	if before, ok := strings.CutSuffix(s, "\r\n"); ok {
+		return before
+	}
+	return strings.TrimSuffix(s, "\n")
 }
 
 func (in inputs) read(name string) ([]byte, error) {

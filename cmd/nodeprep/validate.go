@@ -3,10 +3,12 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/nodeprep/nodeprep/install/bundle"
 	"github.com/nodeprep/nodeprep/internal/diag"
 	"github.com/nodeprep/nodeprep/profiles"
 )
@@ -42,13 +44,17 @@ func (a *app) validateCommand() *cobra.Command {
 }
 
 func (a *app) validate(ctx context.Context, names []string, strict bool) error {
-	if err := a.useBundle(ctx, a.portableFacts().Arch); err != nil {
+	nodes, err := a.bundleNodes(ctx)
+	if err != nil {
 		return err
 	}
 	v := validation{Valid: true, Files: names, Diagnostics: diag.List{}}
 	p := a.paint(a.out)
 	for _, name := range names {
-		list := a.findings(ctx, name)
+		var list diag.List
+		for _, node := range nodes {
+			list = append(list, a.findings(ctx, name, node)...)
+		}
 		if strict {
 			for i := range list {
 				list[i].Severity = diag.Error
@@ -74,9 +80,29 @@ func (a *app) validate(ctx context.Context, names []string, strict bool) error {
 	return nil
 }
 
+// bundleNodes are the bundle's parts for all its architectures; without a bundle there is one
+// nil.
+func (a *app) bundleNodes(ctx context.Context) ([]*bundle.Node, error) {
+	if err := a.openBundle(ctx); err != nil {
+		return nil, err
+	}
+	if a.source.bundle == nil {
+		return []*bundle.Node{nil}, nil
+	}
+	var nodes []*bundle.Node
+	for _, arch := range a.portableArches() {
+		if err := a.source.use(ctx, arch); err != nil {
+			return nil, err
+		}
+		nodes = append(nodes, a.source.node)
+	}
+	return nodes, nil
+}
+
 // findings are all of a profile's faults and warnings, down to those that only
-// rendering finds.
-func (a *app) findings(ctx context.Context, name string) diag.List {
+// rendering finds. node is the part of the bundle that it is held against, nil for none.
+func (a *app) findings(ctx context.Context, name string, node *bundle.Node) diag.List {
+	a.source.node = node // which what is below reads
 	l, err := a.loader(ctx)
 	if err != nil {
 		return diag.List{{Message: err.Error()}}
@@ -87,9 +113,12 @@ func (a *app) findings(ctx context.Context, name string) diag.List {
 	lock, err := a.ruling(ctx, name)
 	list = append(list, lockFaults(err)...)
 	facts := a.portableFacts()
+	if node != nil {
+		facts.Arch = node.Config.Architecture
+	}
 	// With a lock it is about the nodes that this is for.
 	arches := lock.Arches()
-	if len(arches) == 0 {
+	if len(arches) == 0 || node != nil && slices.Contains(arches, facts.Arch) {
 		arches = []string{facts.Arch}
 	}
 	for _, facts.Arch = range arches {
@@ -98,7 +127,9 @@ func (a *app) findings(ctx context.Context, name string) diag.List {
 			continue
 		}
 		list = append(append(list, supportNotes(spec, time.Now())...), skipNotes(spec)...)
-		_, more, _ = desiredState(spec, nil, lock)
+		in := a.inputs(ctx)
+		in.masked, in.portable = true, true
+		_, more, _ = desiredState(spec, in, lock)
 		list = append(append(list, more...), sandboxFaults(ctx, spec)...)
 	}
 	return list

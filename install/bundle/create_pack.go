@@ -245,7 +245,7 @@ func (p *packer) pack(ctx context.Context, c Contents) (made *Made, root ocispec
 		config.Components = make([]Component, len(platform.Components))
 		components[i] = make([]ocispec.Descriptor, len(platform.Components))
 		for k, part := range platform.Components {
-			jobs = append(jobs, job{part.title() + " " + platform.Arch, func(ctx context.Context) (err error) {
+			jobs = append(jobs, job{part.Title() + " " + platform.Arch, func(ctx context.Context) (err error) {
 				config.Components[k], components[i][k], err = p.component(ctx, part, platform.Arch)
 				return err
 			}})
@@ -322,15 +322,6 @@ func runAll(ctx context.Context, jobs []job) error {
 	return errors.Join(faults...)
 }
 
-// title is how people call a component: "containerd 2.1.9".
-func (c Component) title() string {
-	t := c.Name + " " + c.Version
-	if c.Static {
-		t += " (static)"
-	}
-	return t
-}
-
 func (p *packer) component(ctx context.Context, part Part, arch string) (Component, ocispec.Descriptor, error) {
 	c := part.Component
 	dir, err := os.MkdirTemp(p.members, "")
@@ -343,9 +334,9 @@ func (p *packer) component(ctx context.Context, part Part, arch string) (Compone
 	if err != nil {
 		return c, ocispec.Descriptor{}, err
 	}
-	desc, members, err := p.layer(ctx, c.title()+" "+arch, files)
+	desc, members, err := p.layer(ctx, c.Title()+" "+arch, files)
 	c.Layer, c.Members = desc.Digest, members
-	return c, titled(desc, c.title()), err
+	return c, titled(desc, c.Title()), err
 }
 
 func (p *packer) node(ctx context.Context, platform Platform) (Files, ocispec.Descriptor, error) {

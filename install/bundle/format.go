@@ -4,6 +4,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/nodeprep/nodeprep/install/release"
+	"github.com/nodeprep/nodeprep/internal/desired"
 )
 
 // Media types of a bundle (OCI image-spec 1.1, artifacts). The layers have the types of
@@ -64,6 +65,11 @@ type Component struct {
 	Signature *release.Signature `json:"signature,omitempty"`
 	Layer     digest.Digest      `json:"layer"`
 	Members   []Member           `json:"members"`
+}
+
+// Title is how people call the release: "containerd 2.1.9".
+func (c Component) Title() string {
+	return desired.Artifact{Component: c.Name, Version: c.Version, Static: c.Static}.Title()
 }
 
 // Member is one file of a layer.

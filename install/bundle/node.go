@@ -197,15 +197,15 @@ func (n *Node) check() []Fault {
 	}
 	seen := map[string]bool{}
 	for _, p := range c.Components {
-		layer(p.title(), p.Layer)
-		members(p.title(), p.Members, programMode)
+		layer(p.Title(), p.Layer)
+		members(p.Title(), p.Members, programMode)
 		if p.SHA256 != "" && !sha256Hex.MatchString(p.SHA256) || p.SHA256 == "" && p.Name != Program {
-			fault("%s has no sha256 of its release file", p.title())
+			fault("%s has no sha256 of its release file", p.Title())
 		}
-		if seen[p.title()] {
-			fault("%s is there twice", p.title())
+		if seen[p.Title()] {
+			fault("%s is there twice", p.Title())
 		}
-		seen[p.title()] = true
+		seen[p.Title()] = true
 	}
 	layer("the node", c.Node.Layer)
 	members("the node", c.Node.Members, fileMode)
@@ -253,6 +253,13 @@ func (n *Node) Component(name, version string, static bool) (*Component, bool) {
 		}
 	}
 	return nil, false
+}
+
+// Release is what the bundle has for an artifact, nil where it has none. same says that it was
+// made of the very release file, as far as that one's digest is known.
+func (n *Node) Release(a desired.Artifact) (c *Component, same bool) {
+	c, ok := n.Component(a.Component, a.Version, a.Static)
+	return c, ok && (a.SHA256 == "" || a.SHA256 == c.SHA256)
 }
 
 // Size is how much a layer of this node's takes in the bundle, in bytes.
@@ -308,9 +315,9 @@ func (n *Node) Unpack(ctx context.Context, c *Component, members []desired.Membe
 		}
 	}
 	if len(missing) > 0 {
-		return release.Unpacked{}, n.bundle.damaged(n.part(c.title()), fmt.Errorf("it lacks %s", strings.Join(missing, ", ")))
+		return release.Unpacked{}, n.bundle.damaged(n.part(c.Title()), fmt.Errorf("it lacks %s", strings.Join(missing, ", ")))
 	}
-	out, err := n.unpack(ctx, c.title(), Files{c.Layer, c.Members}, wanted, release.SinkFunc(func(m desired.Member, mode fs.FileMode) (io.WriteCloser, error) {
+	out, err := n.unpack(ctx, c.Title(), Files{c.Layer, c.Members}, wanted, release.SinkFunc(func(m desired.Member, mode fs.FileMode) (io.WriteCloser, error) {
 		if _, is := wanted[m.Path]; !is {
 			return unclosed{io.Discard}, nil
 		}

@@ -11,14 +11,11 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
-	"github.com/nodeprep/nodeprep/internal/host"
 )
 
 // OpenOptions say how a bundle is reached.
 type OpenOptions struct {
-	// Network and Registry are for bundles in registries.
-	Network  *host.Network
+	// Registry is for bundles in registries.
 	Registry RegistryOptions
 	// Stdin is what "-" reads.
 	Stdin io.Reader
@@ -71,9 +68,6 @@ func attach(ctx context.Context, ref string, opt OpenOptions) (*Bundle, error) {
 	case opt.File != nil:
 		err = b.attachFile(opt.File)
 	case strings.HasPrefix(ref, RegistryScheme):
-		if opt.Registry.Network == nil {
-			opt.Registry.Network = opt.Network
-		}
 		b.store, err = openRegistry(ctx, ref, opt.Registry)
 	case ref == Standard:
 		b.name = "standard input"

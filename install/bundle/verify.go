@@ -208,9 +208,9 @@ func (v *verifier) list(n *Node) {
 		return n.locked(lock.Bytes())
 	})
 	for _, c := range n.Config.Components {
-		add(c.title(), c.Layer, func(ctx context.Context, told func(n int)) error {
+		add(c.Title(), c.Layer, func(ctx context.Context, told func(n int)) error {
 			foreign := &foreigners{arch: n.Config.Architecture}
-			if _, err := n.unpack(ctx, c.title(), Files{c.Layer, c.Members}, nil, foreign, told); err != nil {
+			if _, err := n.unpack(ctx, c.Title(), Files{c.Layer, c.Members}, nil, foreign, told); err != nil {
 				return err
 			}
 			return foreign.err
@@ -244,7 +244,7 @@ func (n *Node) locked(text []byte) error {
 	var faults []error
 	for _, c := range n.Config.Components {
 		if e := lock.Find(c.Name, c.Version, n.Config.Architecture, c.Static); e != nil && e.SHA256 != c.SHA256 {
-			faults = append(faults, fmt.Errorf("%s was made of %s with sha256 %s, and %s has %s", c.title(), c.File, c.SHA256, e.Origin.Place(), e.SHA256))
+			faults = append(faults, fmt.Errorf("%s was made of %s with sha256 %s, and %s has %s", c.Title(), c.File, c.SHA256, e.Origin.Place(), e.SHA256))
 		}
 	}
 	return errors.Join(faults...)

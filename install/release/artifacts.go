@@ -40,7 +40,7 @@ func Artifacts(reqs []Request) ([]desired.Artifact, diag.List) {
 	for _, a := range all {
 		if a.URL == "" && a.SHA256 == "" {
 			list.Errorf(a.Origin, fmt.Sprintf("for a file of your own, set %s.sha256.%s and give its folder with --artifacts, or let nodeprep lock measure it there", a.Component, a.Arch),
-				"upstream publishes no %s for linux/%s%s", title(a), a.Arch, published(a))
+				"upstream publishes no %s for linux/%s%s", a.Title(), a.Arch, published(a))
 			continue
 		}
 		out = append(out, a)
@@ -99,15 +99,6 @@ func published(a desired.Artifact) string {
 		return ": there is no such file for any architecture"
 	}
 	return ", only for " + strings.Join(arches, ", ")
-}
-
-// title is how messages call an artifact: "static containerd 2.3.4".
-func title(a desired.Artifact) string {
-	t := a.Component + " " + a.Version
-	if a.Static {
-		t = "static " + t
-	}
-	return t
 }
 
 // bundles are the older and larger release files with a component in them, as

@@ -44,10 +44,10 @@ func (s *Store) Fetch(ctx context.Context, l Located, progress func(done, total 
 		return l, nil
 	}
 	if len(l.remotes) == 0 {
-		return l, &NotFoundError{Title: title(l.Artifact), File: l.File, Places: l.looked}
+		return l, &NotFoundError{Title: l.Artifact.Title(), File: l.File, Places: l.looked}
 	}
 	if s.Offline {
-		return l, &OfflineError{Title: title(l.Artifact), File: l.File, URL: l.URL, Places: l.looked}
+		return l, &OfflineError{Title: l.Artifact.Title(), File: l.File, URL: l.URL, Places: l.looked}
 	}
 	if l.SHA256 == "" {
 		return l, noDigest(l)
@@ -61,7 +61,7 @@ func (s *Store) Fetch(ctx context.Context, l Located, progress func(done, total 
 	}
 	tmp.Close()
 	defer os.Remove(tmp.Name()) // gone already after a success
-	ctx = host.For(ctx, title(l.Artifact))
+	ctx = host.For(ctx, l.Artifact.Title())
 	f := s.fetcher(progress)
 	defer f.client.CloseIdleConnections()
 	looked := slices.Clone(l.looked)
@@ -89,10 +89,10 @@ func (s *Store) Fetch(ctx context.Context, l Located, progress func(done, total 
 		if _, local := errors.AsType[*fs.PathError](err); local {
 			return l, fmt.Errorf("fetch %s: %w", mask(r.url), err)
 		}
-		looked = append(looked, Place{r.kind + " " + mask(r.url), err.Error()})
+		looked = append(looked, Place{r.where(), err.Error()})
 		errs = append(errs, err)
 	}
-	return l, &NotFoundError{Title: title(l.Artifact), File: l.File, Places: looked, errs: errs}
+	return l, &NotFoundError{Title: l.Artifact.Title(), File: l.File, Places: looked, errs: errs}
 }
 
 // makeCache makes the cache's folder, or refuses one that others can write to, and
@@ -179,36 +179,51 @@ func (f *fetcher) verified(ctx context.Context, u *url.URL, tmp string, l Locate
 
 // whole fetches until the file is complete.
 func (f *fetcher) whole(ctx context.Context, u *url.URL, tmp string) error {
-	wait := f.wait
-	var before int64
-	for failed, total := 0, 0; ; {
+	tried, before := 0, int64(0)
+	err := f.again(ctx, func() (bool, error) {
+		tried++
 		err := f.part(ctx, u, tmp)
-		if err == nil {
-			return nil
-		}
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		if !transient(err) {
-			return err
+		if err == nil || !transient(err) {
+			return false, err
 		}
 		if errors.Is(err, errRangeIgnored) {
 			if err := os.Truncate(tmp, 0); err != nil {
-				return err
+				return false, err
 			}
 		}
 		fi, statErr := os.Stat(tmp)
 		if statErr != nil {
-			return statErr
+			return false, statErr
 		}
-		if fi.Size() > before {
-			failed, wait = 0, f.wait
-		}
+		more := fi.Size() > before
 		before = fi.Size()
-		failed++
-		total++
+		return more, err
+	})
+	if err != nil && ctx.Err() == nil && transient(err) {
+		return fmt.Errorf("%w (tried %d times)", err, tried)
+	}
+	return err
+}
+
+// again tries until it goes well, or will not: as many times as there are attempts without any
+// progress, which try tells, and ten times as many at the most.
+func (f *fetcher) again(ctx context.Context, try func() (progress bool, err error)) error {
+	wait := f.wait
+	for failed, total := 1, 1; ; failed, total = failed+1, total+1 {
+		progress, err := try()
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case !transient(err):
+			return err
+		}
+		if progress {
+			failed, wait = 1, f.wait
+		}
 		if failed >= f.attempts || total >= 10*f.attempts {
-			return fmt.Errorf("%w (tried %d times)", err, total)
+			return err
 		}
 		t := time.NewTimer(wait)
 		select {

@@ -59,7 +59,7 @@ type Locked struct {
 
 // Title is how messages call it: "containerd 2.3.4 for linux/amd64".
 func (e *Locked) Title() string {
-	return title(desired.Artifact{Component: e.Component, Version: e.Version, Static: e.Static}) + " for linux/" + e.Arch
+	return desired.Artifact{Component: e.Component, Version: e.Version, Static: e.Static}.Title() + " for linux/" + e.Arch
 }
 
 // Variant is containerd's variant as a lock has it, "" for the other components.
@@ -131,17 +131,17 @@ func (l *Lock) Hold(artifacts []desired.Artifact) ([]desired.Artifact, diag.List
 			if at.File == "" {
 				at = diag.Origin{File: l.File}
 			}
-			list.Errorf(at, l.remedy(a.Arch, " adds it"), "%s does not have %s for linux/%s%s", l.File, title(a), a.Arch, l.others(a))
+			list.Errorf(at, l.remedy(a.Arch, " adds it"), "%s does not have %s for linux/%s%s", l.File, a.Title(), a.Arch, l.others(a))
 			continue
 		}
 		place := (diag.Origin{File: e.Origin.File, Line: e.Origin.Line}).Place()
 		if strings.HasPrefix(a.SHA256From, fromProfile) && a.SHA256 != e.SHA256 {
 			list.Errorf(a.Origin, l.remedy("", " --update, if the profile is right"),
-				"sha256 %s of %s disagrees with %s, which has %s", a.SHA256, title(a), place, e.SHA256)
+				"sha256 %s of %s disagrees with %s, which has %s", a.SHA256, a.Title(), place, e.SHA256)
 			continue
 		}
 		if !slices.ContainsFunc(a.Files, func(pattern string) bool { ok, err := path.Match(pattern, e.File); return err == nil && ok }) {
-			list.Errorf(e.Origin, "want "+a.Files[0], "%s is no file with %s for linux/%s", e.File, title(a), a.Arch)
+			list.Errorf(e.Origin, "want "+a.Files[0], "%s is no file with %s for linux/%s", e.File, a.Title(), a.Arch)
 			continue
 		}
 		a.Files, a.URL = []string{e.File}, e.URL

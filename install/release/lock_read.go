@@ -28,6 +28,23 @@ var (
 	yamlFault = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)$`)
 )
 
+// LoadLock is ReadLock of a file, which must be a regular one.
+//
+// Errors: those of opening and reading it, *fs.PathError.
+func LoadLock(name string) (*Lock, diag.List, error) {
+	f, err := openFile(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxLock+1)) // what is too large is a fault with its place
+	if err != nil {
+		return nil, nil, err
+	}
+	lock, list := ReadLock(name, data)
+	return lock, list, nil
+}
+
 // ReadLock reads a lock strictly: all faults at once, with their places. The Lock is nil
 // where there are faults.
 func ReadLock(name string, data []byte) (*Lock, diag.List) {

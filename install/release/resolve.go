@@ -14,7 +14,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -189,6 +188,13 @@ func (r *resolver) missed(where string, err error) {
 	r.errs = append(r.errs, err)
 }
 
+// forbidden notes addresses that were not asked.
+func (r *resolver) forbidden(remotes []remote) {
+	for _, u := range remotes {
+		r.looked = append(r.looked, Place{u.where(), "the network may not be used (--offline)"})
+	}
+}
+
 func (r *resolver) resolve(ctx context.Context) (*Locked, error) {
 	a := r.a
 	r.e = Locked{Component: a.Component, Version: a.Version, Arch: a.Arch, Static: a.Static, File: a.Files[0], URL: a.URL}
@@ -355,9 +361,7 @@ func (r *resolver) published(ctx context.Context) error {
 		return err
 	}
 	if r.s.Offline {
-		for _, u := range remotes {
-			r.looked = append(r.looked, Place{u.kind + " " + mask(u.url), "the network may not be used (--offline)"})
-		}
+		r.forbidden(remotes)
 		return nil
 	}
 	f := r.s.fetcher(nil)
@@ -367,7 +371,7 @@ func (r *resolver) published(ctx context.Context) error {
 		f.attempts = min(f.attempts, 2)
 	}
 	for _, u := range remotes {
-		where := u.kind + " " + mask(u.url)
+		where := u.where()
 		data, err := f.text(host.For(ctx, "the sha256 of "+r.e.Title()), u.url)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -462,9 +466,7 @@ func (r *resolver) size(ctx context.Context, old *Locked) (string, error) {
 		return "", err
 	}
 	if r.s.Offline {
-		for _, u := range l.remotes {
-			r.looked = append(r.looked, Place{u.kind + " " + mask(u.url), "the network may not be used (--offline)"})
-		}
+		r.forbidden(l.remotes)
 		return "", r.unresolved("size")
 	}
 	if len(l.remotes) == 0 {
@@ -580,17 +582,17 @@ func readAtMost(name string, most int64) ([]byte, error) {
 // text fetches a small text file.
 func (f *fetcher) text(ctx context.Context, u *url.URL) ([]byte, error) {
 	var data []byte
-	err := f.again(ctx, func() error {
+	err := f.again(ctx, func() (bool, error) {
 		resp, err := f.ask(ctx, http.MethodGet, u)
 		if err != nil {
-			return err
+			return false, err
 		}
 		defer resp.Body.Close()
 		data, err = io.ReadAll(io.LimitReader(resp.Body, maxChecksums+1))
 		if err == nil && len(data) > maxChecksums {
 			err = &sizeError{maxChecksums}
 		}
-		return err
+		return false, err
 	})
 	return data, err
 }
@@ -598,17 +600,17 @@ func (f *fetcher) text(ctx context.Context, u *url.URL) ([]byte, error) {
 // length asks for a file's length, 0 where the server does not say.
 func (f *fetcher) length(ctx context.Context, u *url.URL) (int64, error) {
 	var n int64
-	err := f.again(ctx, func() error {
+	err := f.again(ctx, func() (bool, error) {
 		resp, err := f.ask(ctx, http.MethodHead, u)
 		if err != nil {
-			return err
+			return false, err
 		}
 		defer resp.Body.Close()
 		// A page is what portals answer with that stand in the way.
 		if resp.StatusCode == http.StatusOK && !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/html") {
 			n = resp.ContentLength
 		}
-		return nil
+		return false, nil
 	})
 	return n, err
 }
@@ -624,23 +626,4 @@ func (f *fetcher) ask(ctx context.Context, method string, u *url.URL) (*http.Res
 		err = ue.Err
 	}
 	return resp, err
-}
-
-// again tries until it goes well, or will not.
-func (f *fetcher) again(ctx context.Context, try func() error) error {
-	wait := f.wait
-	for n := 1; ; n++ {
-		err := try()
-		if err == nil || ctx.Err() != nil || !transient(err) || n >= f.attempts {
-			return err
-		}
-		t := time.NewTimer(wait)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-			return context.Cause(ctx)
-		}
-		wait = min(2*wait, longestWait)
-	}
 }

@@ -75,6 +75,9 @@ type remote struct {
 	url  *url.URL
 }
 
+// where is how messages call it.
+func (r remote) where() string { return r.kind + " " + mask(r.url) }
+
 // Locate finds a release file without using the network. The order is: --artifacts
 // folders, cache, folders of the profile's sources, their addresses, upstream; in
 // folders of one kind the wanted name comes before older bundles. The digest is the
@@ -109,7 +112,7 @@ func (s *Store) Locate(ctx context.Context, a desired.Artifact) (Located, error)
 		}
 	}
 	if len(l.remotes) == 0 {
-		return l, &NotFoundError{Title: title(a), File: l.File, Places: l.looked}
+		return l, &NotFoundError{Title: a.Title(), File: l.File, Places: l.looked}
 	}
 	l.URL, l.Place = mask(l.remotes[0].url), l.remotes[0].kind
 	if l.SHA256 == "" {
@@ -218,7 +221,7 @@ func (l *Located) take(f folder, names []string, pattern string, bundle bool, wh
 			*why = fmt.Sprintf("no such file, and %s has no checksum file beside it (sha256sum %s > %s.sha256sum makes one)", match[0], match[0], match[0])
 			return false, nil
 		}
-		return false, &NoDigestError{Title: title(l.Artifact), File: file, Folder: f.dir, Component: l.Artifact.Component, Arch: l.Artifact.Arch}
+		return false, &NoDigestError{Title: l.Artifact.Title(), File: file, Folder: f.dir, Component: l.Artifact.Component, Arch: l.Artifact.Arch}
 	}
 	l.File, l.Path, l.Place, l.Size, l.bundle = match[0], file, f.where, fi.Size(), bundle || isBundle(match[0])
 	l.SHA256, l.SHA256From = digest, from
@@ -346,7 +349,7 @@ func because(err error) string {
 // noDigest is the error for a file that would have to be fetched.
 func noDigest(l Located) error {
 	a := l.Artifact
-	e := &NoDigestError{Title: title(a), File: l.URL, Component: a.Component, Arch: a.Arch}
+	e := &NoDigestError{Title: a.Title(), File: l.URL, Component: a.Component, Arch: a.Arch}
 	if v, err := releases.ParseVersion(a.Version); err == nil {
 		e.Published = releases.ChecksumURL(a.Component, a.Static, v, a.Arch)
 	}

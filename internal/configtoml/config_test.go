@@ -354,9 +354,9 @@ func TestRuntimes(t *testing.T) {
 		{"nothing", "1.7.34", "", []Runtime{{Name: "runc", Type: runcV2, Options: map[string]any{}}}},
 		{"partial on 1.7", "1.7.34", partial, []Runtime{{Name: "runc", SystemdCgroup: true, Options: map[string]any{"SystemdCgroup": true}, Place: line(2), SystemdCgroupPlace: line(3)}}},
 		{"partial on 2.4", "2.4.2", partial, []Runtime{{Name: "runc", Type: runcV2, SystemdCgroup: true, Options: map[string]any{"SystemdCgroup": true}, Place: line(2), SystemdCgroupPlace: line(3)}}},
-		{"another on 1.7", "1.7.34", other, []Runtime{{Name: "crun", Type: runcV2, BinaryName: "crun", Snapshotter: "zfs", Options: map[string]any{"BinaryName": "crun"}, Place: line(2), TypePlace: line(3), BinaryPlace: line(5)}}},
+		{"another on 1.7", "1.7.34", other, []Runtime{{Name: "crun", Type: runcV2, BinaryName: "crun", Snapshotter: "zfs", Options: map[string]any{"BinaryName": "crun"}, Place: line(2), TypePlace: line(3), BinaryPlace: line(5), SnapshotterPlace: line(4)}}},
 		{"another on 2.0", "2.0.0", other, []Runtime{
-			{Name: "crun", Type: runcV2, BinaryName: "crun", Snapshotter: "zfs", Options: map[string]any{"BinaryName": "crun"}, Place: line(2), TypePlace: line(3), BinaryPlace: line(5)},
+			{Name: "crun", Type: runcV2, BinaryName: "crun", Snapshotter: "zfs", Options: map[string]any{"BinaryName": "crun"}, Place: line(2), TypePlace: line(3), BinaryPlace: line(5), SnapshotterPlace: line(4)},
 			{Name: "runc", Type: runcV2, Options: map[string]any{}}}},
 		{"small letters on 2.2", "2.2.7", "version = 3\n[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]\nsystemdcgroup = true\nBINARYNAME = 'x'\n",
 			[]Runtime{{Name: "runc", Type: runcV2, SystemdCgroup: true, Options: map[string]any{"systemdcgroup": true, "BINARYNAME": "x"}, Place: line(2), SystemdCgroupPlace: line(3)}}},

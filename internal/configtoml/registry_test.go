@@ -65,3 +65,40 @@ func load(t *testing.T, release, text string) *configtoml.Config {
 	}
 	return c
 }
+
+func TestCredentials(t *testing.T) {
+	const registry = "version = 2\n[plugins.\"io.containerd.grpc.v1.cri\".registry]\n"
+	const under = "[plugins.\"io.containerd.grpc.v1.cri\".registry."
+	c := load(t, "1.7.34", registry+
+		under+"configs.\"a:5000\".auth]\nusername = \"u\"\npassword = \"p\"\n"+
+		under+"configs.\"b\".auth]\nidentitytoken = \"t\"\n"+
+		under+"configs.\"c\".auth]\nauth = \"cm9ib3Q6cDpx\"\n"+
+		under+"configs.\"d\".tls]\ninsecure_skip_verify = true\n"+
+		under+"configs.\"e\".auth]\nauth = \"%\"\n"+
+		under+"auths.\"https://b/v1/\"]\nusername = \"v\"\npassword = \"q\"\n"+
+		under+"auths.\"f\"]\nusername = \"w\"\n"+
+		under+"headers]\nX-One = [\"1\", \"2\"]\n")
+	got := c.Credentials()
+	for i := range got {
+		if got[i].Place.Line == 0 {
+			t.Errorf("%s has no place", got[i].Host)
+		}
+		got[i].Place = configtoml.Place{}
+	}
+	want := []configtoml.Credential{
+		{Host: "a:5000", User: "u", Secret: "p", Field: `registry.configs."a:5000".auth`},
+		{Host: "b", User: "v", Secret: "q", Field: `registry.auths."https://b/v1/"`},
+		{Host: "c", User: "robot", Secret: "p:q", Field: `registry.configs."c".auth`},
+		{Host: "e", Field: `registry.configs."e".auth`},
+		{Host: "f", User: "w", Field: `registry.auths."f"`},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	if diff := cmp.Diff(map[string][]string{"X-One": {"1", "2"}}, c.RegistryHeaders()); diff != "" {
+		t.Errorf("headers: -want +got:\n%s", diff)
+	}
+	if got := load(t, "2.4.2", "").Credentials(); len(got) != 0 {
+		t.Errorf("of no file: %v", got)
+	}
+}

@@ -183,7 +183,7 @@ type Runtime struct {
 
 	// Place is the table's, zero where no file has one; the others are zero where the
 	// default counts.
-	Place, TypePlace, BinaryPlace, SystemdCgroupPlace Place
+	Place, TypePlace, BinaryPlace, SystemdCgroupPlace, SnapshotterPlace Place
 }
 
 const runcV2 = "io.containerd.runc.v2"
@@ -222,7 +222,10 @@ func (c *Config) Runtimes() []Runtime {
 					r.Type, r.TypePlace = s, n.at
 				}
 			}
-			r.Snapshotter, _ = c.child(t, "snapshotter").text()
+			if n := c.child(t, "snapshotter"); n != nil {
+				r.Snapshotter, _ = n.text()
+				r.SnapshotterPlace = n.at
+			}
 			options := c.child(t, "options")
 			if options.isTable() {
 				r.Options, _ = options.plain().(map[string]any)
@@ -333,6 +336,14 @@ type RegistryConfig struct {
 	Host            string
 	HasAuth, HasTLS bool
 	Place           Place
+	TLS             RegistryTLS // zero without HasTLS
+}
+
+// RegistryTLS is registry.configs.HOST.tls, which 1.x alone reads: paths on the node.
+type RegistryTLS struct {
+	CAFile, CertFile, KeyFile string
+	InsecureSkipVerify        bool
+	Place                     Place
 }
 
 // Registry is what is set beside hosts.toml files: names and places, no secret values.
@@ -363,7 +374,19 @@ func (c *Config) Registry() Registry {
 	configs := c.child(r, "configs")
 	for _, host := range configs.keys() {
 		t := configs.table[host]
-		out.Configs = append(out.Configs, RegistryConfig{host, c.child(t, "auth") != nil, c.child(t, "tls") != nil, t.at})
+		config := RegistryConfig{Host: host, HasAuth: c.child(t, "auth") != nil, Place: t.at}
+		if tls := c.child(t, "tls"); tls != nil {
+			text := func(key string) string {
+				s, _ := c.child(tls, key).text()
+				return s
+			}
+			config.HasTLS = true
+			config.TLS = RegistryTLS{
+				CAFile: text("ca_file"), CertFile: text("cert_file"), KeyFile: text("key_file"),
+				InsecureSkipVerify: c.child(tls, "insecure_skip_verify").boolean(), Place: tls.at,
+			}
+		}
+		out.Configs = append(out.Configs, config)
 	}
 	return out
 }

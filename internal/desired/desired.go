@@ -103,6 +103,15 @@ type Artifact struct {
 	Origin  diag.Origin
 }
 
+// Title is how messages call the release: "static containerd 2.3.4".
+func (a Artifact) Title() string {
+	t := a.Component + " " + a.Version
+	if a.Static {
+		t = "static " + t
+	}
+	return t
+}
+
 // Unit is a systemd unit whose state we want.
 type Unit struct {
 	Name    string

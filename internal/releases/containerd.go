@@ -179,6 +179,23 @@ func DialTimeoutSupported(v Version) bool {
 // older releases then ignore the whole file.
 func ReferrersSupported(v Version) bool { return v.AtLeast(2, 2, 0) }
 
+// CredentialsSupported says whether config.toml may hold credentials of registries
+// (registry.configs.HOST.auth), which upstream removes in 2.7 (RELEASES.md of v2.4.2,
+// "Deprecated config properties").
+func CredentialsSupported(v Version) bool { return !v.AtLeast(2, 7, 0) }
+
+// TransferPull says whether CRI pulls through the transfer service by itself, which takes
+// no credentials from config.toml: with some there it pulls the old way.
+func TransferPull(v Version) bool { return v.AtLeast(2, 1, 0) }
+
+// TokenHeaders says whether the headers of a hosts.toml go to token servers, too; older
+// releases keep them to the host itself.
+func TokenHeaders(v Version) bool { return v.AtLeast(2, 1, 0) }
+
+// OptionalUnpackSupported says whether an unpack_config entry of the transfer service may be
+// optional; without it one whose snapshotter is not there keeps the service from loading.
+func OptionalUnpackSupported(v Version) bool { return v.AtLeast(2, 3, 0) }
+
 // BareHostTableNeeded says whether a hosts.toml without any [host] table is taken
 // for broken, and so ignored (containerd issue 10027; fixed in 1.7.32 and 2.0).
 func BareHostTableNeeded(v Version) bool { return !v.AtLeast(1, 7, 32) }

@@ -18,15 +18,17 @@ type hostsFile struct {
 	// bareHost writes an empty [host] table when there are no hosts, for releases
 	// that take a file without one for broken.
 	bareHost bool
-	// inline writes the hosts as inline tables of one [host] table, which only 1.x
-	// reads; its TOML library takes no "]" in a table header, not even in quotes, so
-	// that the header of a host with an IPv6 address would lose the whole file.
-	inline bool
+	// dotted writes the hosts as dotted keys of one [host] table, which only 1.x reads:
+	// its TOML library takes no "]" in a table header, not even in quotes, so that the
+	// header of a host with an IPv6 address would lose the whole file. As inline tables
+	// they would be asked in any order.
+	dotted bool
 }
 
 // endpoint is one host with its settings, ready to be written.
 type endpoint struct {
 	url    string
+	id     string // the URL in one spelling
 	keys   []line
 	header []line
 }
@@ -55,12 +57,12 @@ func (f hostsFile) encode() ([]byte, error) {
 	if err := writeTable(&b, "header", f.server.header); err != nil {
 		return nil, err
 	}
-	if f.inline || len(f.hosts) == 0 && f.bareHost {
+	if f.dotted || len(f.hosts) == 0 && f.bareHost {
 		b.WriteString("\n[host]\n")
 	}
 	for _, h := range f.hosts {
-		if f.inline {
-			if err := writeInline(&b, h); err != nil {
+		if f.dotted {
+			if err := writeDotted(&b, h); err != nil {
 				return nil, err
 			}
 			continue
@@ -80,22 +82,28 @@ func (f hostsFile) encode() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-func writeInline(b *bytes.Buffer, h endpoint) error {
-	table := map[string]any{}
-	for _, l := range h.keys {
-		table[l.key] = l.value
+// writeDotted writes a host as keys that begin with its name, at least one: the first is
+// where containerd takes it to begin.
+func writeDotted(b *bytes.Buffer, h endpoint) error {
+	name, err := quote(h.url)
+	if err != nil {
+		return err
 	}
-	if len(h.header) > 0 {
-		header := map[string]any{}
-		for _, l := range h.header {
-			header[l.key] = l.value
+	keys := h.keys
+	if len(keys)+len(h.header) == 0 {
+		keys = []line{{"override_path", false}}
+	}
+	for _, l := range keys {
+		b.WriteString(name + ".")
+		if err := writeLines(b, []line{l}); err != nil {
+			return err
 		}
-		table["header"] = header
 	}
-	e := toml.NewEncoder(b)
-	e.SetTablesInline(true)
-	if err := e.Encode(map[string]any{h.url: table}); err != nil {
-		return fmt.Errorf("encode %q: %w", h.url, err)
+	for _, l := range h.header {
+		b.WriteString(name + ".header.")
+		if err := writeLines(b, []line{l}); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net/url"
 	"path"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/distribution/reference"
+	"github.com/pelletier/go-toml/v2"
 
 	"github.com/nodeprep/nodeprep/internal/releases"
 )
@@ -39,6 +41,8 @@ type Query struct {
 	// Legacy are the endpoints that registry.mirrors has for registries ("*": all others),
 	// which count where there is no ConfigPath.
 	Legacy map[string][]string
+	// LegacyTLS is registry.configs.HOST.tls by host, which 1.x takes for such endpoints.
+	LegacyTLS map[string]LegacyTLS
 	// Credentials say by host where config.toml has its credentials.
 	Credentials map[string]string
 	// Headers are those of registry.headers, which go to every registry.
@@ -46,6 +50,12 @@ type Query struct {
 	// Local are the settings because of which containerd 2.1 and newer do not use the
 	// transfer service.
 	Local []string
+	// NotUnpacked are the snapshotters for which the transfer service unpacks nothing, by the
+	// runtime whose they are; "" is that of CRI itself.
+	NotUnpacked map[string]string
+	// Down is why containerd does not start with these files, and NoCRI why CRI does not, or
+	// is off; "" where they do.
+	Down, NoCRI string
 
 	// Exists says whether a path is there. Read's error is fs.ErrNotExist for what is not.
 	Exists func(path string) (bool, error)
@@ -111,9 +121,11 @@ type ExplainedHost struct {
 	Host string `json:"host"`
 	From string `json:"from,omitempty"` // FILE:LINE
 	// Skipped is why it is not asked for the name; "" where it is.
-	Skipped      string            `json:"skipped,omitempty"`
-	Capabilities []string          `json:"capabilities"`
-	Requests     []Request         `json:"requests"`
+	Skipped      string    `json:"skipped,omitempty"`
+	Capabilities []string  `json:"capabilities"`
+	Requests     []Request `json:"requests"`
+	// IfMissing are those that follow where no host has the manifest of a digest.
+	IfMissing    []Request         `json:"ifMissing,omitempty"`
 	CA           []string          `json:"ca,omitempty"`
 	Client       [][2]string       `json:"client,omitempty"`
 	SkipVerify   bool              `json:"skipVerify,omitempty"`
@@ -122,30 +134,57 @@ type ExplainedHost struct {
 	Headers      map[string]string `json:"headers,omitempty"` // values masked
 	Credentials  string            `json:"credentials"`
 	PlainHTTP    string            `json:"plainHTTP,omitempty"` // how HTTP comes into it
+	// Parsed is the host as containerd has it, for who asks it: with the values of its
+	// headers, which are not for anybody to see.
+	Parsed Parsed `json:"-"`
 }
 
-// Request is one that is sent. A digest that nobody knows beforehand is DIGEST.
+// Request is one that is sent. A digest that nobody knows beforehand is DIGEST; LOCATION is
+// where the answer to the POST before it says.
 type Request struct {
 	Method string `json:"method"`
 	URL    string `json:"url"`
+	// Kind is what is asked for, for who sends it: a URL does not tell, since a repository
+	// may be called "manifests".
+	Kind Kind `json:"-"`
 }
+
+// Kind is what a request is about.
+type Kind int
+
+// Kinds of requests.
+const (
+	Other    Kind = iota // an upload
+	Manifest             // by its tag, or the digest of the name
+	Content              // of a manifest, by its digest
+	Blob                 // a layer, or what a digest stands for that is no manifest's
+)
 
 // Ctr is what ctr does, which does not read config.toml.
 type Ctr struct {
-	Without string `json:"without"` // whom it asks by itself
-	Command string `json:"command"` // that goes the way of CRI
+	Without string `json:"without"` // whom it asks by itself; "" where containerd does not run
+	Command string `json:"command"` // that goes the way of CRI, for a shell; "" where none does
 	Lacks   string `json:"lacks,omitempty"`
 }
 
 // masked stands for a value that is not shown.
 const masked = "******"
 
-// Explain says what containerd does with an image's name. Its error is a name that is none,
-// a file that could not be read, or a parser that does not say what it should.
+// A NameError is an image's name that is none.
+type NameError struct {
+	Image string
+	Err   error
+}
+
+func (e *NameError) Error() string { return fmt.Sprintf("image %q: %v", e.Image, e.Err) }
+func (e *NameError) Unwrap() error { return e.Err }
+
+// Explain says what containerd does with an image's name. Its error is a *NameError, a file
+// that could not be read, or a parser that does not say what it should.
 func Explain(q Query) (*Explanation, error) {
 	named, err := reference.ParseDockerRef(q.Image)
 	if err != nil {
-		return nil, fmt.Errorf("image %q: %w", q.Image, err)
+		return nil, &NameError{q.Image, err}
 	}
 	x := &Explanation{
 		Image: q.Image, Reference: named.String(), Registry: reference.Domain(named), Repository: reference.Path(named),
@@ -168,6 +207,12 @@ func Explain(q Query) (*Explanation, error) {
 		}
 	}
 	e := &explainer{Query: q, x: x}
+	if e.Down != "" {
+		e.broken = "containerd does not start: " + e.Down
+		e.finish()
+		return x, nil
+	}
+	e.withoutCRI(e.NoCRI)
 	e.service()
 	if err := e.read(); err != nil {
 		return nil, err
@@ -178,7 +223,7 @@ func Explain(q Query) (*Explanation, error) {
 }
 
 // newestRules is the release whose rules are taken where none is known: that of the parser
-// that is linked.
+// that is linked (a test holds it against go.mod).
 func newestRules() releases.Version { return releases.Version{Major: 2, Minor: 4, Patch: 2} }
 
 func (x *Explanation) note(format string, args ...any) {
@@ -191,6 +236,20 @@ type explainer struct {
 	caps []Parsed // as x.Hosts
 	// broken is why nobody is asked at all.
 	broken string
+	// off says that it is CRI that does not start, and mirrored that registry.mirrors or
+	// registry.configs make for the way.
+	off, mirrored bool
+}
+
+// withoutCRI notes why CRI does not start, if there is a reason. A push is not CRI's.
+func (e *explainer) withoutCRI(why string) {
+	switch {
+	case why == "":
+	case e.x.Verb == VerbPush:
+		e.x.note("%s; a push needs no CRI", why)
+	case e.broken == "":
+		e.broken, e.off = why, true
+	}
 }
 
 // service says which way containerd 2.1 and newer pull. The transfer service takes
@@ -200,15 +259,12 @@ func (e *explainer) service() {
 		e.x.note("CRI pushes nothing: this is what a client does that reads the same folder, as ctr with --hosts-dir")
 		return
 	}
-	if !e.Release.AtLeast(2, 1, 0) {
+	if !releases.TransferPull(e.Release) {
 		return
 	}
 	e.x.Service = "transfer"
 	if len(e.Local) > 0 {
 		e.x.Service, e.x.Local = "local", e.Local
-		if len(e.Credentials) > 0 {
-			e.x.note("credentials in config.toml make containerd pull by itself and not through the transfer service; they are deprecated: a kubelet credential provider or a pull secret lasts longer")
-		}
 	}
 }
 
@@ -229,14 +285,13 @@ func (e *explainer) roots() []string {
 	return list
 }
 
-// candidates are the names under which containerd looks for a registry's folder (hostPaths
-// in its core/remotes/docker/config/config_unix.go).
+// candidates are where containerd looks for a registry's folder below a root (hostPaths in
+// its core/remotes/docker/config/config_unix.go).
 func candidates(root, host string, v releases.Version) []string {
-	var out []string
-	if i := strings.LastIndexByte(host, ':'); i > 0 {
-		out = append(out, path.Join(root, host[:i]+"_"+host[i+1:]+"_"))
+	out := []string{path.Join(root, FolderName(host))}
+	if own := path.Join(root, host); own != out[0] {
+		out = append(out, own)
 	}
-	out = append(out, path.Join(root, host))
 	if releases.DefaultDirSupported(v) {
 		out = append(out, path.Join(root, "_default"))
 	}
@@ -245,6 +300,7 @@ func candidates(root, host string, v releases.Version) []string {
 
 // read finds the hosts.
 func (e *explainer) read() error {
+	e.legacyNotes()
 	roots := e.roots()
 	if len(roots) == 0 && e.x.Service != "transfer" {
 		return e.legacy()
@@ -255,8 +311,10 @@ func (e *explainer) read() error {
 			found := false
 			if dir == "" {
 				var err error
-				if found, err = e.Exists(p); err != nil {
+				if found, err = e.Exists(p); errors.Is(err, fs.ErrPermission) {
 					return fmt.Errorf("look at %s: %w", p, err)
+				} else if err != nil {
+					return e.unreadable(p, err)
 				}
 			} else if found, _ = e.Exists(p); !found {
 				continue
@@ -268,19 +326,17 @@ func (e *explainer) read() error {
 		}
 	}
 	if dir == "" {
-		hosts, err := e.Parse(nil, e.x.Registry)
-		if err != nil {
-			return fmt.Errorf("containerd's parser: %w", err)
-		}
-		return e.take(hosts, nil, "")
+		return e.alone()
 	}
 	file := path.Join(dir, "hosts.toml")
 	content, err := e.Read(file)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) || err == nil && len(content) == 0:
 		return e.dockerFolder(dir)
-	case err != nil:
+	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("read %s: %w", file, err)
+	case err != nil:
+		return e.unreadable(file, err)
 	}
 	f := ReadHostsFile(file, content, e.Release)
 	hosts, err := []Parsed(nil), f.Err
@@ -291,43 +347,81 @@ func (e *explainer) read() error {
 		}
 	}
 	if err != nil {
-		e.x.note("%s is broken (%s): containerd goes on as if it were not there, without any of its mirrors", file, briefly(err))
+		e.x.note("%s is broken (%s): containerd goes on as if it were not there, without any of its mirrors", file, briefly(err, e.Release.AtLeast(2, 0, 0)))
 		return e.dockerFolder(dir)
 	}
 	for _, name := range f.silent {
 		e.x.note("host %s in %s is never asked: containerd 2 reads only hosts that have a table of their own", withoutUser(name), file)
 	}
+	if len(f.anyhow) > 0 {
+		hosts := make([]string, len(f.anyhow))
+		for i, name := range f.anyhow {
+			hosts[i] = withoutUser(name)
+		}
+		e.x.note("%s are inline tables in %s, which containerd %s asks in any order: give each a table of its own", strings.Join(hosts, " and "), file, e.Release)
+	}
 	e.x.File = file
 	return e.take(hosts, f.tables, file)
 }
 
-// briefly is what the parser says of a file. Where it is about a value that may be a
-// secret, it is left out.
-func briefly(err error) string {
-	text := strings.TrimPrefix(err.Error(), "toml: ")
-	if strings.Contains(text, "header") || strings.Contains(text, "cast") {
-		return "a value of the wrong type"
+// alone is the registry itself, as containerd takes it without any file.
+func (e *explainer) alone() error {
+	hosts, err := e.Parse(nil, e.x.Registry)
+	if err != nil {
+		return fmt.Errorf("containerd's parser: %w", err)
 	}
-	if strings.Contains(text, "unable to parse server") {
-		return "a server that is no URL"
-	}
-	return text
+	return e.take(hosts, nil, "")
 }
 
-// withoutUser is a URL that may be shown.
-func withoutUser(name string) string {
-	if u, err := url.Parse(name); err == nil && u.User != nil {
-		u.User = url.User(masked)
-		return u.String()
+// unreadable is what containerd looks for and finds to be something else, for which it makes
+// no hosts at all (loadHostDir and HostDirFromRoot in its core/remotes/docker/config).
+func (e *explainer) unreadable(p string, err error) error {
+	e.broken = cmp.Or(e.broken, fmt.Sprintf("%s cannot be read: %s", p, missing(err)))
+	return e.alone()
+}
+
+// briefly is what the parser says of a file. Where it is about a value that may be a
+// secret, or speaks of how the parser is made, it is left out. lines says that the lines it
+// counts are those of the file.
+func briefly(err error, lines bool) string {
+	text := strings.TrimPrefix(err.Error(), "toml: ")
+	switch {
+	case strings.Contains(text, "unable to parse server"):
+		text = "a server that is no URL"
+	case strings.Contains(text, "header"), strings.Contains(text, "cast"), strings.Contains(text, "cannot decode"), strings.Contains(text, "cannot store"),
+		strings.Contains(text, "invalid type"), strings.Contains(text, "incompatible types"):
+		text = "a value of the wrong type"
 	}
-	return name
+	if d := (*toml.DecodeError)(nil); lines && errors.As(err, &d) {
+		if line, _ := d.Position(); line > 0 {
+			text += " in line " + strconv.Itoa(line)
+		}
+	}
+	return withoutUser(text)
+}
+
+// withoutUser is a URL, or a text with one, that may be shown. What stands before the last @
+// is taken for a user and a password, whether it parses or not.
+func withoutUser(name string) string {
+	at := strings.LastIndexByte(name, '@')
+	if at < 0 {
+		return name
+	}
+	start := 0
+	if i := strings.Index(name[:at], "://"); i >= 0 {
+		start = i + len("://")
+	}
+	return name[:start] + masked + name[at:]
 }
 
 // dockerFolder is a folder as Docker has them: *.crt, and *.cert with its *.key.
 func (e *explainer) dockerFolder(dir string) error {
 	names, err := e.List(dir)
-	if err != nil {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("list %s: %w", dir, err)
+	case err != nil:
+		return e.unreadable(dir, err)
 	}
 	t := table{}
 	for _, name := range names {
@@ -369,36 +463,39 @@ func (e *explainer) legacy() error {
 	self := false
 	var tables []table
 	var hosts []Parsed
-	add := func(name string) error {
+	add := func(name string) {
 		if !strings.Contains(name, "://") {
 			scheme := "https://"
-			if localhost(strings.SplitN(name, "/", 2)[0]) {
+			if Localhost(strings.SplitN(name, "/", 2)[0]) {
 				scheme = "http://"
 			}
 			name = scheme + name
 		}
 		u, err := url.Parse(name)
 		if err != nil {
-			return fmt.Errorf("registry.mirrors: endpoint %q is no URL", withoutUser(name))
+			e.broken = cmp.Or(e.broken, fmt.Sprintf("the endpoint %q of registry.mirrors is no URL", withoutUser(name)))
+			return
 		}
 		self = self || u.Host == e.x.Registry
 		hosts = append(hosts, Parsed{Scheme: u.Scheme, Host: u.Host, Path: cmp.Or(u.Path, "/v2"), Pull: true, Resolve: true})
-		tables = append(tables, table{name: name, skip: u.Scheme == "http" && localhost(e.x.Registry)})
-		return nil
-	}
-	for _, g := range given {
-		if err := add(g); err != nil {
-			return err
+		t := table{name: name, skip: u.Scheme == "http" && Localhost(e.x.Registry)}
+		if l, ok := e.LegacyTLS[u.Host]; ok && !e.Release.AtLeast(2, 0, 0) {
+			l.apply(&t)
+			e.mirrored = true
+			e.broken = cmp.Or(e.broken, e.legacyBroken(l))
 		}
+		tables = append(tables, t)
+	}
+	e.mirrored = len(given) > 0
+	for _, g := range given {
+		add(g)
 	}
 	if !self {
 		host := e.x.Registry
 		if host == "docker.io" {
 			host = dockerHub
 		}
-		if err := add(host); err != nil {
-			return err
-		}
+		add(host)
 		tables[len(tables)-1].name = ""
 	}
 	return e.take(hosts, tables, from)
@@ -414,14 +511,18 @@ func (e *explainer) take(hosts []Parsed, tables []table, from string) error {
 	}
 	for i, h := range hosts {
 		t := tables[i]
-		if t.name != "" && hostOf(t.name) != h.Host {
-			return fmt.Errorf("%s: containerd's parser finds host %q where nodeprep reads %q: please report this file", from, h.Host, hostOf(t.name))
-		}
 		last := i == len(hosts)-1
+		if last && t.name != "" && hostOf(t.name) == "" && h.Host != "" {
+			e.x.note("the server %q of %s:%d has no host: containerd asks the registry itself in its place, at /v2 and for everything", withoutUser(t.name), from, t.line)
+			t.name, t.override = "", false
+		}
+		if t.name != "" && hostOf(t.name) != h.Host {
+			return fmt.Errorf("%s: containerd's parser finds host %q where nodeprep reads %q: please report this file", from, withoutUser(h.Host), withoutUser(hostOf(t.name)))
+		}
 		h, plain := e.aged(h, t, last)
 		x := ExplainedHost{
 			URL: h.Scheme + "://" + h.Host + h.Path, Host: h.Host, Role: "mirror", CA: t.ca, Client: t.client, SkipVerify: t.skip,
-			OverridePath: t.override, DialTimeout: timeoutOf(t.timeout), PlainHTTP: plain, Requests: []Request{},
+			OverridePath: t.override, DialTimeout: timeoutOf(t.timeout), PlainHTTP: plain, Requests: []Request{}, Parsed: h,
 		}
 		if from != "" && t.line > 0 {
 			x.From = from + ":" + strconv.Itoa(t.line)
@@ -434,7 +535,7 @@ func (e *explainer) take(hosts []Parsed, tables []table, from string) error {
 				x.Role = "upstream"
 			}
 		}
-		if last && t.name == "" && localhost(e.x.Registry) && e.ConfigPath != "" && !strings.HasSuffix(h.Host, ":80") && e.Release.AtLeast(1, 6, 9) {
+		if last && t.name == "" && Localhost(e.x.Registry) && e.ConfigPath != "" && e.Release.AtLeast(1, 6, 9) && (!fallsBack(e.Release) || !strings.HasSuffix(h.Host, ":80")) {
 			x.SkipVerify = true
 		}
 		for name, has := range map[string]bool{"pull": h.Pull, "resolve": h.Resolve, "push": h.Push} {
@@ -459,7 +560,10 @@ func (e *explainer) take(hosts []Parsed, tables []table, from string) error {
 		}
 		x.Credentials = e.credentials(h.Host, h.Header)
 		if h.Host == "" {
-			x.Skipped = "its URL has no host, since containerd takes what begins with http for a whole URL: write https:// before it"
+			x.Skipped = "its URL has no host"
+			if !strings.Contains(t.name, "://") {
+				x.Skipped += ", since containerd takes what begins with http for a whole URL: write https:// before it"
+			}
 		}
 		e.x.Hosts = append(e.x.Hosts, x)
 		e.caps = append(e.caps, h)
@@ -478,7 +582,7 @@ func (e *explainer) isUpstream(host string) bool {
 // aged is what an older release makes of a host, and how plain HTTP comes into it.
 func (e *explainer) aged(h Parsed, t table, last bool) (Parsed, string) {
 	v := e.Release
-	own := last && t.name == "" && localhost(e.x.Registry)
+	own := last && t.name == "" && Localhost(e.x.Registry)
 	_, port, _ := strings.Cut(h.Host[strings.LastIndexByte(h.Host, ']')+1:], ":")
 	if own && !v.AtLeast(1, 6, 9) {
 		h.Scheme, h.Fallback = "https", false
@@ -491,7 +595,10 @@ func (e *explainer) aged(h Parsed, t table, last bool) (Parsed, string) {
 	if own && !fallsBack(v) {
 		h.Scheme, h.Fallback = "http", false
 	}
-	if h.Fallback && (!fallsBack(v) || port == "" && !fallsBackWithoutPort(v)) {
+	// 1.7.7 alone looks at no port.
+	if v == (releases.Version{Major: 1, Minor: 7, Patch: 7}) && (own || t.tls && h.Scheme == "http") {
+		h.Scheme, h.Fallback = "https", true
+	} else if h.Fallback && (!fallsBack(v) || port == "" && !fallsBackWithoutPort(v)) {
 		h.Scheme, h.Fallback = "http", false
 	}
 	switch {
@@ -506,11 +613,13 @@ func (e *explainer) aged(h Parsed, t table, last bool) (Parsed, string) {
 // fallsBack says whether a release tries HTTPS first where an http URL has TLS settings;
 // older ones speak plain HTTP (ConfigureHosts of each release).
 func fallsBack(v releases.Version) bool {
-	return v.AtLeast(1, 7, 8) || v.Line() == "1.6" && v.Patch >= 25
+	return v.AtLeast(1, 7, 7) || v.Line() == "1.6" && v.Patch >= 25
 }
 
 // fallsBackWithoutPort says whether it does so for a URL without a port, too.
-func fallsBackWithoutPort(v releases.Version) bool { return v.AtLeast(1, 7, 24) }
+func fallsBackWithoutPort(v releases.Version) bool {
+	return v.AtLeast(1, 7, 24) || v == releases.Version{Major: 1, Minor: 7, Patch: 7}
+}
 
 // credentials is where those for a host come from.
 func (e *explainer) credentials(host string, header map[string][]string) string {
@@ -544,23 +653,31 @@ func (e *explainer) certificates() string {
 			}
 		}
 		for _, pair := range h.Client {
-			cert, err := e.Read(pair[0])
-			key, kerr := cert, err
-			if pair[1] != pair[0] {
-				key, kerr = e.Read(pair[1])
+			if why := e.pair(pair[0], pair[1]); why != "" {
+				return why
 			}
-			switch {
-			case errors.Is(err, fs.ErrPermission) || errors.Is(kerr, fs.ErrPermission):
-				e.x.note("%s is only for root to read: whether it can be loaded is not known", pair[1])
-			case err != nil:
-				return fmt.Sprintf("the client certificate %s cannot be read: %s", pair[0], missing(err))
-			case kerr != nil:
-				return fmt.Sprintf("the key %s cannot be read: %s", pair[1], missing(kerr))
-			default:
-				if _, err := tls.X509KeyPair(cert, key); err != nil {
-					return fmt.Sprintf("the client certificate %s with the key %s: %s", pair[0], pair[1], strings.TrimPrefix(err.Error(), "tls: "))
-				}
-			}
+		}
+	}
+	return ""
+}
+
+// pair is why a client certificate and its key cannot be loaded, "" where they can.
+func (e *explainer) pair(certFile, keyFile string) string {
+	cert, err := e.Read(certFile)
+	key, kerr := cert, err
+	if keyFile != certFile {
+		key, kerr = e.Read(keyFile)
+	}
+	switch {
+	case errors.Is(err, fs.ErrPermission) || errors.Is(kerr, fs.ErrPermission):
+		e.x.note("%s is only for root to read: whether it can be loaded is not known", keyFile)
+	case err != nil:
+		return fmt.Sprintf("the client certificate %s cannot be read: %s", certFile, missing(err))
+	case kerr != nil:
+		return fmt.Sprintf("the key %s cannot be read: %s", keyFile, missing(kerr))
+	default:
+		if _, err := tls.X509KeyPair(cert, key); err != nil {
+			return fmt.Sprintf("the client certificate %s with the key %s: %s", certFile, keyFile, strings.TrimPrefix(err.Error(), "tls: "))
 		}
 	}
 	return ""
@@ -583,7 +700,8 @@ func (e *explainer) requests() {
 	pushed := false
 	for i := range e.x.Hosts {
 		h, c := &e.x.Hosts[i], e.caps[i]
-		ask := func(method string, ns bool, parts ...string) {
+		list := &h.Requests
+		ask := func(kind Kind, method string, ns bool, parts ...string) {
 			// The path is joined, which takes double slashes out.
 			p := path.Join(append([]string{"/", c.Path, e.x.Repository}, parts...)...)
 			if strings.HasSuffix(parts[len(parts)-1], "/") {
@@ -593,7 +711,7 @@ func (e *explainer) requests() {
 			if ns && !e.isUpstream(c.Host) {
 				u += "?ns=" + url.QueryEscape(e.x.Registry)
 			}
-			h.Requests = append(h.Requests, Request{method, u})
+			*list = append(*list, Request{method, u, kind})
 		}
 		if h.Skipped != "" || e.broken != "" {
 			continue
@@ -609,10 +727,15 @@ func (e *explainer) requests() {
 				pushed = true
 				// Since 2.3 mirrors hear the namespace in a push, too.
 				ns := e.Release.AtLeast(2, 3, 0)
-				ask("HEAD", ns, "blobs", unknown)
-				ask("POST", ns, "blobs", "uploads/")
-				ask("HEAD", ns, "manifests", object)
-				ask("PUT", ns, "manifests", object)
+				ask(Other, "HEAD", ns, "blobs", unknown)
+				ask(Other, "POST", ns, "blobs", "uploads/")
+				upload := "LOCATION?digest=" + unknown
+				if ns && !e.isUpstream(c.Host) {
+					upload += "&ns=" + url.QueryEscape(e.x.Registry)
+				}
+				*list = append(*list, Request{"PUT", upload, Other})
+				ask(Manifest, "HEAD", ns, "manifests", object)
+				ask(Other, "PUT", ns, "manifests", object)
 			}
 			continue
 		}
@@ -626,12 +749,17 @@ func (e *explainer) requests() {
 			}
 		}
 		if h.Skipped == "" {
-			ask("HEAD", true, "manifests", object)
+			ask(Manifest, "HEAD", true, "manifests", object)
+			if e.x.Digest != "" {
+				list = &h.IfMissing
+				ask(Blob, "HEAD", true, "blobs", object)
+				list = &h.Requests
+			}
 		}
 		if e.x.Verb == VerbPull {
 			digest := cmp.Or(e.x.Digest, unknown)
-			ask("GET", true, "manifests", digest)
-			ask("GET", true, "blobs", unknown)
+			ask(Content, "GET", true, "manifests", digest)
+			ask(Blob, "GET", true, "blobs", unknown)
 		}
 	}
 }
@@ -662,7 +790,7 @@ func (e *explainer) finish() {
 	}
 	if !resolves {
 		for i := range x.Hosts {
-			x.Hosts[i].Requests = []Request{}
+			x.Hosts[i].Requests, x.Hosts[i].IfMissing = []Request{}, nil
 		}
 	}
 	done := map[string]string{VerbPull: "pulled", VerbResolve: "resolved", VerbPush: "pushed"}[x.Verb]
@@ -672,11 +800,14 @@ func (e *explainer) finish() {
 		x.Fails, x.Outcome = true, fmt.Sprintf("fails, and nobody is asked: %s", e.broken)
 	case !resolves:
 		x.Fails, x.Outcome = true, fmt.Sprintf("fails, and nobody is asked: no host may do that (%s)", skips(x.Hosts))
-	default:
-		x.End = last
-		if upstream {
-			x.End = "upstream"
+	case x.Verb == VerbPull && e.NotUnpacked[""] != "":
+		x.End, x.Fails = asking(last, upstream), true
+		x.Outcome = fmt.Sprintf("fails: %s may be asked for the name, and then the transfer service has nothing that unpacks for %s", strings.Join(asked, ", then "), e.NotUnpacked[""])
+		for i := range x.Hosts {
+			x.Hosts[i].Requests = slices.DeleteFunc(x.Hosts[i].Requests, func(r Request) bool { return r.Method == "GET" })
 		}
+	default:
+		x.End = asking(last, upstream)
 		x.Outcome = fmt.Sprintf("%s from %s", done, strings.Join(asked, ", then "))
 		if x.Verb == VerbPush {
 			x.Outcome = "pushed to " + asked[0]
@@ -688,7 +819,31 @@ func (e *explainer) finish() {
 			x.Outcome += fmt.Sprintf("; never from %s itself", x.Registry)
 		}
 	}
+	e.unpacked()
 	e.ctr()
+}
+
+// asking is who is asked last.
+func asking(last string, upstream bool) string {
+	if upstream {
+		return "upstream"
+	}
+	return last
+}
+
+// unpacked says for which snapshotters every pull fails.
+func (e *explainer) unpacked() {
+	if e.x.Verb != VerbPull {
+		return
+	}
+	const mend = "unpack_config of plugins.'io.containerd.transfer.v1.local' has to name it"
+	for _, runtime := range slices.Sorted(maps.Keys(e.NotUnpacked)) {
+		if snapshotter := e.NotUnpacked[runtime]; runtime == "" {
+			e.x.note("the snapshotter is %s: %s, or every pull fails with \"no unpack platforms defined\"", snapshotter, mend)
+		} else {
+			e.x.note("the runtime %s has the snapshotter %s: %s, or every pull for its pods fails", runtime, snapshotter, mend)
+		}
+	}
 }
 
 func skips(hosts []ExplainedHost) string {
@@ -699,9 +854,14 @@ func skips(hosts []ExplainedHost) string {
 	return strings.Join(out, "; ")
 }
 
-// ctr says what ctr does, which reads neither config.toml nor hosts.toml by itself.
+// ctr says what ctr does, which reads neither config.toml nor hosts.toml by itself, and which
+// line of it goes the way of CRI.
 func (e *explainer) ctr() {
 	x := e.x
+	if e.Down != "" {
+		x.Ctr.Lacks = "without containerd, ctr does nothing either"
+		return
+	}
 	host := x.Registry
 	if host == "docker.io" {
 		host = dockerHub
@@ -711,6 +871,14 @@ func (e *explainer) ctr() {
 		scheme = hosts[len(hosts)-1].Scheme
 	}
 	x.Ctr.Without = scheme + "://" + host
+	switch {
+	case e.off:
+		x.Ctr.Lacks = "it needs no CRI, which is what fails here: no line of it says what a pod gets"
+		return
+	case e.mirrored:
+		x.Ctr.Lacks = "no line of it goes this way, since registry.mirrors and registry.configs are for CRI alone: crictl pull goes it"
+		return
+	}
 	verb := "pull"
 	if x.Verb == VerbPush {
 		verb = "push"
@@ -722,20 +890,59 @@ func (e *explainer) ctr() {
 			root = path.Dir(f.Path)
 		}
 	}
-	if root == "" {
-		if list := strings.Split(e.ConfigPath, ":"); list[0] != "" {
-			root = list[0]
-		}
+	// A list that is taken for one folder is none that is there.
+	if list := strings.Split(e.ConfigPath, ":"); root == "" && (len(list) == 1 || x.Service != "transfer") {
+		root = list[0]
 	}
 	if root != "" {
 		words = append(words, "--hosts-dir", root)
+	} else if len(x.Hosts) == 1 && x.Hosts[0].PlainHTTP == "plain HTTP" && scheme == "https" {
+		words = append(words, "--plain-http")
 	}
-	for _, h := range x.Hosts {
+	user, lacks := e.ctrUser()
+	if user {
+		words = append(words, "--user", "USER")
+	}
+	if len(e.Headers) > 0 && x.Verb != VerbPush {
+		lacks = append(lacks, "it does not send what registry.headers has")
+	}
+	words = append(words, x.Reference)
+	for i, w := range words {
+		words[i] = shellQuote(w)
+	}
+	x.Ctr.Command, x.Ctr.Lacks = strings.Join(words, " "), strings.Join(lacks, "; ")
+}
+
+// ctrUser says whether ctr may be given a user: it offers the password to every host that
+// asks for one, so that there must be no other. lacks is what it does not do.
+func (e *explainer) ctrUser() (user bool, lacks []string) {
+	var known, others []string
+	for _, h := range e.x.Hosts {
+		list := &others
 		if _, ok := e.Credentials[h.Host]; ok {
-			words = append(words, "--user", "USER")
-			x.Ctr.Lacks = "it reads no credentials from config.toml, and asks for the password of USER"
-			break
+			list = &known
+		}
+		if len(h.Requests) > 0 && !slices.Contains(*list, h.Host) {
+			*list = append(*list, h.Host)
 		}
 	}
-	x.Ctr.Command = strings.Join(append(words, x.Reference), " ")
+	if len(known) == 0 {
+		return false, nil
+	}
+	if len(known) == 1 && len(others) == 0 {
+		return true, []string{"it reads no credentials from config.toml, and asks for the password of USER"}
+	}
+	return false, []string{fmt.Sprintf("it reads no credentials from config.toml, and goes without those for %s: --user would offer them to all of %s",
+		strings.Join(known, " and "), strings.Join(slices.Concat(known, others), ", "))}
+}
+
+// shellQuote is a word as a shell takes it.
+func shellQuote(word string) string {
+	plain := func(r rune) bool {
+		return r < 0x80 && (r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_./:@%+=,", r))
+	}
+	if word != "" && !strings.ContainsFunc(word, func(r rune) bool { return !plain(r) }) {
+		return word
+	}
+	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 }

@@ -34,7 +34,12 @@ func oracle(t *testing.T) func([]byte, string) ([]registry.Parsed, error) {
 	return func(text []byte, name string) ([]registry.Parsed, error) {
 		opt := config.HostOptions{}
 		if text != nil {
-			if err := os.WriteFile(filepath.Join(dir, "hosts.toml"), text, 0o600); err != nil {
+			// Anew: a file that is cut and written again goes to the disk at once.
+			file := filepath.Join(dir, "hosts.toml")
+			if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return nil, err
+			}
+			if err := os.WriteFile(file, text, 0o600); err != nil {
 				return nil, err
 			}
 			opt.HostDir = func(string) (string, error) { return dir, nil }
@@ -123,20 +128,22 @@ func short(x *registry.Explanation) []string {
 	return out
 }
 
-// The rows of what parsers were seen to do, and others: one hosts.toml of example.com, by
-// release.
-func TestHostsTomlByRelease(t *testing.T) {
+// hostsToml is a hosts.toml of example.com, and whom releases then ask.
+type hostsToml struct {
+	name, releases, text string
+	want                 []string
+	note                 string
+}
+
+// hostsTomls are the rows of what parsers were seen to do, and others.
+func hostsTomls() []hostsToml {
 	const (
 		up  = "https://example.com/v2"
 		all = "1.6.20 1.6.38 1.7.10 1.7.24 1.7.34 1.7.35 2.0.0 2.0.11 2.1.9 2.2.7 2.3.4 2.4.2"
 		v1  = "1.6.20 1.6.38 1.7.24 1.7.34"
 		v2  = "2.0.11 2.1.9 2.2.7 2.3.4 2.4.2"
 	)
-	for _, c := range []struct {
-		name, releases, text string
-		want                 []string
-		note                 string
-	}{
+	return []hostsToml{
 		{"no scheme", all, `[host."a:5000"]`, []string{"https://a:5000/v2", up}, ""},
 		{"begins with http", all, `[host."httpbin.local:5000"]`, []string{"-httpbin.local:///v2", up}, ""},
 		{"plain", all, `[host."https://a"]`, []string{"https://a/v2", up}, ""},
@@ -187,7 +194,12 @@ func TestHostsTomlByRelease(t *testing.T) {
 		{"empty", all, "", []string{up}, "no hosts.toml that counts"},
 		{"unknown keys", all, "[host.\"https://a\"]\ninsecure = true\nusername = \"x\"", []string{"https://a/v2", up}, ""},
 		{"server is docker.io", all, "server = \"https://docker.io\"\n[host]", []string{"https://docker.io/v2"}, ""},
-	} {
+	}
+}
+
+// What releases make of one file.
+func TestHostsTomlByRelease(t *testing.T) {
+	for _, c := range hostsTomls() {
 		t.Run(c.name, func(t *testing.T) {
 			for release := range strings.FieldsSeq(c.releases) {
 				q := tree{registry.Root + "/example.com/hosts.toml": c.text}.query(t, release)
@@ -211,9 +223,16 @@ func TestHostsTomlByRelease(t *testing.T) {
 	}
 }
 
-// What a profile says, and whom containerd then asks. Each is read back by containerd's own
-// parser.
-func TestProfileToHosts(t *testing.T) {
+// profileHosts is a registry of a profile, and whom releases then ask for an image.
+type profileHosts struct {
+	releases string
+	reg      profiles.Registry
+	image    string
+	want     string // hosts with spaces between
+	end      string
+}
+
+func profilesHosts() []profileHosts {
 	yes, no := true, false
 	m := func(urls ...string) []profiles.Endpoint {
 		var out []profiles.Endpoint
@@ -227,14 +246,7 @@ func TestProfileToHosts(t *testing.T) {
 	local := profiles.LocalFile{Path: "/x/ca.pem", Given: "ca.pem"}
 	client := []profiles.ClientCert{{Cert: profiles.LocalFile{Path: "/x/c.pem"}, Key: profiles.LocalFile{Path: "/x/k.pem"}}}
 	const hub = "https://registry-1.docker.io/v2"
-	count := 0
-	for _, c := range []struct {
-		releases string
-		reg      profiles.Registry
-		image    string
-		want     string // hosts with spaces between
-		end      string
-	}{
+	return []profileHosts{
 		{"1.6.20 1.7.35 2.1.9 2.4.2", profiles.Registry{Host: "docker.io", Mirrors: m("https://m")}, "nginx", "https://m/v2 " + hub, "upstream"},
 		{"2.4.2", profiles.Registry{Host: "docker.io", Mirrors: m("https://m")}, "docker.io/library/nginx", "https://m/v2 " + hub, "upstream"},
 		{"2.4.2", profiles.Registry{Host: "docker.io", Mirrors: m("https://m")}, "index.docker.io/library/nginx", "https://m/v2 " + hub, "upstream"},
@@ -260,7 +272,7 @@ func TestProfileToHosts(t *testing.T) {
 		{"2.4.2", profiles.Registry{Host: "quay.io", Mirrors: one(profiles.Endpoint{URL: "http://m:80", SkipVerify: &yes})}, "quay.io/a", "http://m:80/v2 https://quay.io/v2", "upstream"},
 		{"2.0.11", profiles.Registry{Host: "quay.io", Mirrors: one(profiles.Endpoint{URL: "http://m:5000", DialTimeout: time.Second})}, "quay.io/a", "https://m:5000/v2|http https://quay.io/v2", "upstream"},
 		{"2.4.2", profiles.Registry{Host: "quay.io", Mirrors: one(profiles.Endpoint{URL: "http://m:5000", DialTimeout: time.Second})}, "quay.io/a", "http://m:5000/v2 https://quay.io/v2", "upstream"},
-		{"1.7.35 2.0.0 2.0.7 2.1.9", profiles.Registry{Host: "quay.io", Mirrors: one(profiles.Endpoint{URL: "https://m", DialTimeout: 5 * time.Second})}, "quay.io/a", "https://m/v2 https://quay.io/v2", "upstream"},
+		{"2.0.7 2.1.0 2.1.9", profiles.Registry{Host: "quay.io", Mirrors: one(profiles.Endpoint{URL: "https://m", DialTimeout: 5 * time.Second})}, "quay.io/a", "https://m/v2 https://quay.io/v2", "upstream"},
 		{"1.6.20 1.7.35 2.4.2", profiles.Registry{Host: "quay.io", Mirrors: one(profiles.Endpoint{URL: "https://m", CA: []profiles.LocalFile{local}})}, "quay.io/a", "https://m/v2 https://quay.io/v2", ""},
 		{"2.4.2", profiles.Registry{Host: "quay.io", Mirrors: one(profiles.Endpoint{URL: "https://m", CA: []profiles.LocalFile{local, {Path: "/y/ca.pem"}}})}, "quay.io/a", "https://m/v2 https://quay.io/v2", ""},
 		{"2.4.2", profiles.Registry{Host: "quay.io", Mirrors: one(profiles.Endpoint{URL: "https://m", Client: client})}, "quay.io/a", "https://m/v2 https://quay.io/v2", ""},
@@ -272,7 +284,7 @@ func TestProfileToHosts(t *testing.T) {
 		{"1.6.20 2.4.2", profiles.Registry{Host: "quay.io", Mirrors: one(profiles.Endpoint{URL: "https://m", Capabilities: []string{"pull"}})}, "quay.io/a", "-https://m/v2 https://quay.io/v2", "upstream"},
 		{"2.4.2", profiles.Registry{Host: "quay.io", Mirrors: one(profiles.Endpoint{URL: "https://m", Capabilities: []string{"Pull", "RESOLVE"}})}, "quay.io/a", "https://m/v2 https://quay.io/v2", "upstream"},
 		{"2.4.2", profiles.Registry{Host: "quay.io", Mirrors: one(profiles.Endpoint{URL: "https://m", Capabilities: []string{"push"}})}, "quay.io/a", "-https://m/v2 https://quay.io/v2", "upstream"},
-		{"2.1.9 2.2.7", profiles.Registry{Host: "quay.io", Mirrors: one(profiles.Endpoint{URL: "https://m", Capabilities: []string{"pull", "resolve", "referrers"}})}, "quay.io/a", "https://m/v2 https://quay.io/v2", "upstream"},
+		{"2.2.0 2.2.7 2.4.2", profiles.Registry{Host: "quay.io", Mirrors: one(profiles.Endpoint{URL: "https://m", Capabilities: []string{"pull", "resolve", "referrers"}})}, "quay.io/a", "https://m/v2 https://quay.io/v2", "upstream"},
 		{"2.4.2", profiles.Registry{Host: "quay.io", Deny: true, Mirrors: one(profiles.Endpoint{URL: "https://m", Capabilities: []string{"pull"}})}, "quay.io/a", "-https://m/v2", "nobody"},
 		{"2.4.2", profiles.Registry{Host: "quay.io", Deny: true, Mirrors: one(profiles.Endpoint{URL: "https://m", Capabilities: []string{"pull"}})}, "quay.io/a@sha256:" + strings.Repeat("a", 64), "https://m/v2", "server"},
 		{"1.6.20 1.7.35 2.4.2", profiles.Registry{Host: "r:5000"}, "r:5000/a", "https://r:5000/v2", "upstream"},
@@ -302,7 +314,14 @@ func TestProfileToHosts(t *testing.T) {
 		{"2.4.2", profiles.Registry{Host: "*", Server: &profiles.Endpoint{SkipVerify: &yes}}, "quay.io/a", "https://quay.io/v2", "upstream"},
 		{"2.4.2", profiles.Registry{Host: "quay.io", Mirrors: m("https://m")}, "gcr.io/a", "https://gcr.io/v2", "upstream"},
 		{"2.4.2", profiles.Registry{Host: "quay.io", Mirrors: m("https://quay.io")}, "quay.io/a", "https://quay.io/v2 https://quay.io/v2", "upstream"},
-	} {
+	}
+}
+
+// What a profile says, and whom containerd then asks. Each is read back by containerd's own
+// parser.
+func TestProfileToHosts(t *testing.T) {
+	count := 0
+	for _, c := range profilesHosts() {
 		for release := range strings.FieldsSeq(c.releases) {
 			count++
 			t.Run(fmt.Sprintf("%d %s %s", count, release, c.image), func(t *testing.T) {
@@ -487,11 +506,11 @@ func TestRequests(t *testing.T) {
 			"HEAD https://registry-1.docker.io/v2/library/nginx/manifests/" + digest,
 		}},
 		{"push", "2.4.2", "nginx:1", []string{
-			"HEAD https://inbox/v2/library/nginx/blobs/DIGEST?ns=docker.io", "POST https://inbox/v2/library/nginx/blobs/uploads/?ns=docker.io",
+			"HEAD https://inbox/v2/library/nginx/blobs/DIGEST?ns=docker.io", "POST https://inbox/v2/library/nginx/blobs/uploads/?ns=docker.io", "PUT LOCATION?digest=DIGEST&ns=docker.io",
 			"HEAD https://inbox/v2/library/nginx/manifests/1?ns=docker.io", "PUT https://inbox/v2/library/nginx/manifests/1?ns=docker.io",
 		}},
 		{"push", "2.2.7", "nginx:1", []string{
-			"HEAD https://inbox/v2/library/nginx/blobs/DIGEST", "POST https://inbox/v2/library/nginx/blobs/uploads/",
+			"HEAD https://inbox/v2/library/nginx/blobs/DIGEST", "POST https://inbox/v2/library/nginx/blobs/uploads/", "PUT LOCATION?digest=DIGEST",
 			"HEAD https://inbox/v2/library/nginx/manifests/1", "PUT https://inbox/v2/library/nginx/manifests/1",
 		}},
 	} {
@@ -569,7 +588,7 @@ func TestAround(t *testing.T) {
 	if h := x.Hosts[0]; !strings.Contains(h.Credentials, "config.toml:9") || h.Headers["X-A"] != "******" || h.Headers["X-All"] == "" || x.Service != "local" || !strings.HasPrefix(x.Hosts[1].Credentials, "none") {
 		t.Errorf("%+v", x)
 	}
-	if x.Ctr.Command != "ctr -n k8s.io images pull --hosts-dir /etc/containerd/certs.d --user USER quay.io/a:1" || x.Ctr.Without != "https://quay.io" {
+	if x.Ctr.Command != "ctr -n k8s.io images pull --hosts-dir /etc/containerd/certs.d quay.io/a:1" || x.Ctr.Without != "https://quay.io" {
 		t.Errorf("ctr: %+v", x.Ctr)
 	}
 	x = explain(with("[host.\"https://m\".header]\nauthorization = \"Basic 4711\"", nil), creds)
@@ -611,8 +630,234 @@ func TestAround(t *testing.T) {
 	if diff := cmp.Diff([]string{"https://all/v2", "https://registry-1.docker.io/v2"}, short(x)); diff != "" {
 		t.Error(diff)
 	}
+	// Their TLS, which is for 1.x without config_path alone.
+	ca := tree{"/x/ca.pem": "junk", "/x/c.pem": string(pair)}
+	secure := func(change func(*registry.LegacyTLS)) func(*registry.Query) {
+		return func(q *registry.Query) {
+			legacy(q)
+			l := registry.LegacyTLS{CA: "/x/ca.pem", Cert: "/x/c.pem", Key: "/x/c.pem", SkipVerify: true, Place: "/etc/containerd/config.toml:7"}
+			if change != nil {
+				change(&l)
+			}
+			q.LegacyTLS = map[string]registry.LegacyTLS{"m:5000": l}
+		}
+	}
+	x = explain(with("", ca), secure(nil))
+	if h := x.Hosts[0]; x.Fails || h.CA[0] != "/x/ca.pem" || h.Client[0] != [2]string{"/x/c.pem", "/x/c.pem"} || !h.SkipVerify || x.Hosts[1].SkipVerify || h.PlainHTTP != "plain HTTP" {
+		t.Errorf("%+v", x)
+	}
+	for want, change := range map[string]func(*registry.LegacyTLS){
+		"the CA file /x/none.pem cannot be read": func(l *registry.LegacyTLS) { l.CA = "/x/none.pem" },
+		"and no key_file":                        func(l *registry.LegacyTLS) { l.Key = "" },
+		"and no cert_file":                       func(l *registry.LegacyTLS) { l.Cert = "" },
+		"the client certificate /x/ca.pem":       func(l *registry.LegacyTLS) { l.Cert = "/x/ca.pem" },
+	} {
+		if x = explain(with("", ca), secure(change)); !x.Fails || !strings.Contains(x.Outcome, want) {
+			t.Errorf("%s: %s", want, x.Outcome)
+		}
+	}
+	x = explain(with("", ca), func(q *registry.Query) { secure(nil)(q); q.ConfigPath, q.Legacy = registry.Root, nil })
+	if !x.Fails || !strings.Contains(x.Outcome, "refuses to start CRI") {
+		t.Errorf("tls beside config_path: %s", x.Outcome)
+	}
+	x = explain(with("", ca), func(q *registry.Query) {
+		secure(nil)(q)
+		q.ConfigPath, q.Release = registry.Root, releases.MustVersion("2.1.9")
+	})
+	if h := x.Hosts[0]; x.Fails || h.SkipVerify || !strings.Contains(strings.Join(x.Notes, " "), `registry.configs."m:5000".tls (/etc/containerd/config.toml:7): containerd 2 does not know it`) {
+		t.Errorf("tls on 2.x: %+v", x)
+	}
 	x = explain(with("", nil), func(q *registry.Query) { q.ConfigPath, q.Release = "", releases.MustVersion("1.7.35") })
 	if len(x.Hosts) != 1 || !strings.Contains(strings.Join(x.Notes, " "), "there is no config_path") {
 		t.Errorf("%+v", x)
+	}
+}
+
+// What a pull cannot get around, and what a file says that containerd takes otherwise.
+func TestForeignFiles(t *testing.T) {
+	const dir = registry.Root + "/quay.io/"
+	explain := func(f tree, release string, change func(*registry.Query)) *registry.Explanation {
+		t.Helper()
+		q := f.query(t, release)
+		q.Image = "quay.io/a:1"
+		if change != nil {
+			change(&q)
+		}
+		x, err := registry.Explain(q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return x
+	}
+	hosts := func(text string) tree { return tree{dir + "hosts.toml": text} }
+	fails := func(x *registry.Explanation, want string) {
+		t.Helper()
+		if !x.Fails || x.End != "nobody" || !strings.Contains(x.Outcome, want) || len(requests(x)) > 0 {
+			t.Errorf("%s, want %s: %v", x.Outcome, want, requests(x))
+		}
+	}
+	noted := func(x *registry.Explanation, want string) {
+		t.Helper()
+		if !strings.Contains(strings.Join(x.Notes, "\n"), want) {
+			t.Errorf("notes %q, want %s", x.Notes, want)
+		}
+	}
+
+	// Without containerd nothing goes, without CRI a push does.
+	down := func(q *registry.Query) { q.Down, q.NoCRI = "config.toml:1: broken", "CRI is disabled" }
+	x := explain(nil, "2.4.2", down)
+	fails(x, "containerd does not start: config.toml:1: broken")
+	if x.Ctr.Command != "" || x.Ctr.Without != "" || x.Hosts == nil || x.Folders == nil {
+		t.Errorf("%+v", x)
+	}
+	off := func(q *registry.Query) { q.NoCRI = "CRI is disabled" }
+	x = explain(hosts(`[host."https://m"]`), "2.4.2", off)
+	fails(x, "nobody is asked: CRI is disabled")
+	if x.Ctr.Command != "" || x.Ctr.Without != "https://quay.io" || len(x.Hosts) != 2 {
+		t.Errorf("%+v", x)
+	}
+	x = explain(nil, "2.4.2", func(q *registry.Query) { off(q); q.Verb = registry.VerbPush })
+	noted(x, "CRI is disabled; a push needs no CRI")
+	if x.Fails || !strings.HasPrefix(x.Ctr.Command, "ctr -n k8s.io images push ") {
+		t.Errorf("%+v", x)
+	}
+
+	// What cannot be read for another reason than that it is not there, or not for us.
+	bad := errors.New("is a directory")
+	for name, change := range map[string]func(*registry.Query, error){
+		"folder": func(q *registry.Query, err error) { q.Exists = func(string) (bool, error) { return false, err } },
+		"file":   func(q *registry.Query, err error) { q.Read = func(string) ([]byte, error) { return nil, err } },
+		"list": func(q *registry.Query, err error) {
+			q.Read = func(string) ([]byte, error) { return nil, fs.ErrNotExist }
+			q.List = func(string) ([]string, error) { return nil, err }
+		},
+	} {
+		x = explain(hosts("[host]"), "2.4.2", func(q *registry.Query) { change(q, &fs.PathError{Op: "read", Path: "x", Err: bad}) })
+		fails(x, " cannot be read: is a directory")
+		q := hosts("[host]").query(t, "2.4.2")
+		q.Image = "quay.io/a"
+		change(&q, fs.ErrPermission)
+		if _, err := registry.Explain(q); !errors.Is(err, fs.ErrPermission) {
+			t.Errorf("%s without permission: %v", name, err)
+		}
+	}
+
+	// A last host without a name is the registry itself, whatever stands beside it.
+	for _, server := range []string{"httpbin.local:5000", "https:///v2", "https://"} {
+		for _, release := range []string{"1.6.20", "1.7.35", "2.0.11", "2.4.2"} {
+			x = explain(hosts(fmt.Sprintf("server = %q\ncapabilities = [\"push\"]\n[host]\n", server)), release, nil)
+			noted(x, fmt.Sprintf("the server %q of %shosts.toml:1 has no host", server, dir))
+			if h := x.Hosts[0]; x.Fails || h.URL != "https://quay.io/v2" || h.Role != "upstream" || len(h.Capabilities) != 3 || x.End != "upstream" {
+				t.Errorf("%s: %+v", release, x)
+			}
+		}
+	}
+	x = explain(tree{registry.Root + "/localhost_5000_/hosts.toml": "server = \"https:///v2\"\n[host]\n"}, "2.4.2", func(q *registry.Query) { q.Image = "localhost:5000/a" })
+	if h := x.Hosts[0]; h.URL != "https://localhost:5000/v2" || !strings.HasPrefix(h.PlainHTTP, "HTTPS first") || !h.SkipVerify {
+		t.Errorf("%+v", h)
+	}
+
+	// What the parser says, without its code.
+	for text, want := range map[string]string{
+		"[host.\"https://m\"]\noverride_path = 3\n":         "(a value of the wrong type in line 2)",
+		"[host.\"https://m\"]\n\ncapabilities = \"pull\"\n": "(a value of the wrong type in line 3)",
+		"[host.\"https://m\"]\nca = 3\n":                    "(a value of the wrong type)",
+		"[host.\"https://m\".header]\nX = 3\n":              "(a value of the wrong type)",
+		"[host]\n\n[host.\"https://m\"\n":                   " in line 3)",
+	} {
+		x = explain(hosts(text), "2.4.2", nil)
+		noted(x, want)
+		if all := strings.Join(x.Notes, " "); strings.Contains(all, "struct") || strings.Contains(all, "Go ") {
+			t.Errorf("%s", all)
+		}
+		// An older release reads a text of ours, whose lines are others.
+		if x = explain(hosts(text), "1.7.35", nil); len(x.Notes) == 0 || strings.Contains(strings.Join(x.Notes, " "), " in line ") {
+			t.Errorf("1.7.35: %q", x.Notes)
+		}
+	}
+
+	// Users and passwords of URLs, whether they parse or not.
+	const user = "u:pa/SECRETss@m1"
+	for _, c := range []struct{ release, text string }{
+		{"2.4.2", "[host.\"https://" + user + "\"]"}, {"2.4.2", "[host]\n\"https://" + user + "\" = {}"}, {"2.4.2", "server = \"" + user + "\"\n[host]"},
+		{"1.7.35", "[host]\n\"https://" + user + "\" = 3"}, {"1.7.35", "[host]\n\"https://" + user + "\" = {}\n\"" + user + "\" = {}"},
+		{"2.4.2", "[host.\"https://" + user + "\"]\n[host.\"https://" + user + "\"]"}, {"1.7.35", "[host.\"https://" + user + "\"]\ncapabilities = [\"x\"]"},
+		{"2.4.2", "server = \"https://u:SECRET@/v2\"\n[host]"},
+	} {
+		x = explain(hosts(c.text), c.release, nil)
+		if b, err := json.Marshal(x); err != nil || strings.Contains(string(b), "SECRET") {
+			t.Errorf("%s: %v\n%s", c.text, err, b)
+		}
+	}
+	x = explain(nil, "1.7.35", func(q *registry.Query) {
+		q.ConfigPath, q.Legacy = "", map[string][]string{"quay.io": {"https://" + user, "https://u:SECRET@m2"}}
+		q.LegacyTLS = map[string]registry.LegacyTLS{user: {Place: "config.toml:1"}}
+	})
+	fails(x, `the endpoint "https://******@m1" of registry.mirrors is no URL`)
+	if b, err := json.Marshal(x); err != nil || strings.Contains(string(b), "SECRET") {
+		t.Errorf("%v %s", err, b)
+	}
+	x = explain(nil, "2.4.2", func(q *registry.Query) { q.LegacyTLS = map[string]registry.LegacyTLS{user: {Place: "config.toml:1"}} })
+	noted(x, `registry.configs."******@m1".tls`)
+}
+
+// The line of ctr goes the way of CRI, or there is none; passwords go to nobody else.
+func TestCtr(t *testing.T) {
+	const dir = registry.Root + "/quay.io/"
+	mirror := tree{dir + "hosts.toml": "server = \"https://quay.io\"\n[host.\"https://m\"]\n"}
+	only := tree{dir + "hosts.toml": "server = \"https://m\"\n[host]\n"}
+	auth := func(hosts ...string) func(*registry.Query) {
+		return func(q *registry.Query) {
+			q.Credentials, q.Local = map[string]string{}, []string{"registry.configs"}
+			for _, h := range hosts {
+				q.Credentials[h] = "registry.configs"
+			}
+		}
+	}
+	legacy := func(mirrors map[string][]string) func(*registry.Query) {
+		return func(q *registry.Query) { q.ConfigPath, q.Local, q.Legacy = "", []string{"registry.mirrors"}, mirrors }
+	}
+	const line, all = "ctr -n k8s.io images pull ", "--hosts-dir /etc/containerd/certs.d "
+	for _, c := range []struct {
+		name, release, image string
+		files                tree
+		change               func(*registry.Query)
+		want, lacks          string
+	}{
+		{"mirror", "2.4.2", "quay.io/a:1", mirror, nil, line + all + "quay.io/a:1", ""},
+		{"mirror's user", "2.4.2", "quay.io/a:1", mirror, auth("m"), line + all + "quay.io/a:1", "goes without those for m: --user would offer them to all of m, quay.io"},
+		{"registry's user", "2.4.2", "quay.io/a:1", mirror, auth("quay.io"), line + all + "quay.io/a:1", "goes without those for quay.io: "},
+		{"both users", "2.4.2", "quay.io/a:1", mirror, auth("m", "quay.io"), line + all + "quay.io/a:1", "goes without those for m and quay.io"},
+		{"only one", "2.4.2", "quay.io/a:1", only, auth("m"), line + all + "--user USER quay.io/a:1", "asks for the password of USER"},
+		{"another's user", "2.4.2", "quay.io/a:1", only, auth("n"), line + all + "quay.io/a:1", ""},
+		{"push", "2.4.2", "quay.io/a:1", mirror, func(q *registry.Query) { auth("m")(q); q.Verb = registry.VerbPush }, "ctr -n k8s.io images push " + all + "--user USER quay.io/a:1", "asks for the password of USER"},
+		{"two folders", "2.4.2", "quay.io/a:1", mirror, func(q *registry.Query) { q.ConfigPath += ":/etc/docker/certs.d" }, line + "quay.io/a:1", ""},
+		{"two folders, local", "2.4.2", "quay.io/a:1", mirror, func(q *registry.Query) { q.ConfigPath = "/x:" + registry.Root; q.Local = []string{"x"} }, line + all + "quay.io/a:1", ""},
+		{"legacy", "2.4.2", "nginx", nil, legacy(map[string][]string{"docker.io": {"https://m1"}}), "", "crictl pull goes it"},
+		{"legacy's user", "1.7.35", "nginx", nil, func(q *registry.Query) { auth("m1")(q); legacy(map[string][]string{"*": {"https://m1"}})(q) }, "", "crictl pull goes it"},
+		{"legacy of others", "2.4.2", "quay.io/a:1", nil, legacy(map[string][]string{"docker.io": {"https://m1"}}), line + "quay.io/a:1", ""},
+		{"legacy TLS", "1.7.35", "quay.io/a:1", nil, func(q *registry.Query) {
+			legacy(nil)(q)
+			q.LegacyTLS = map[string]registry.LegacyTLS{"quay.io": {SkipVerify: true}}
+		}, "", "crictl pull goes it"},
+		{"legacy localhost", "2.0.11", "localhost:5000/a:1", nil, legacy(nil), line + "--plain-http localhost:5000/a:1", ""},
+		{"headers", "2.4.2", "quay.io/a:1", mirror, func(q *registry.Query) { q.Headers = []string{"X-All"} }, line + all + "quay.io/a:1", "does not send what registry.headers has"},
+		{"IPv6", "2.4.2", "[::1]:5000/x:1", nil, nil, line + all + "'[::1]:5000/x:1'", ""},
+		{"quoted", "2.4.2", "quay.io/a:1", nil, func(q *registry.Query) { q.ConfigPath = "/it's $HOME" }, line + `--hosts-dir '/it'\''s $HOME' quay.io/a:1`, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			q := c.files.query(t, c.release)
+			q.Image = c.image
+			if c.change != nil {
+				c.change(&q)
+			}
+			x, err := registry.Explain(q)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if x.Ctr.Command != c.want || !strings.Contains(x.Ctr.Lacks, c.lacks) || (c.lacks == "") != (x.Ctr.Lacks == "") {
+				t.Errorf("%+v\nwant %s, lacks %s", x.Ctr, c.want, c.lacks)
+			}
+		})
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"path"
 	"slices"
@@ -32,8 +33,9 @@ type HostsFile struct {
 	Err error
 
 	tables []table // in the order in which they are asked, the server last
-	// silent are hosts that the release drops without a word.
-	silent []string
+	// silent are hosts that the release drops without a word, anyhow those that it asks in
+	// no order of its own, but before all others.
+	silent, anyhow []string
 }
 
 // table is one host's settings.
@@ -49,25 +51,67 @@ type table struct {
 	headers  []string
 }
 
-// ReadHostsFile reads the hosts.toml at p, a path on the node, by the rules of a release.
+// Hosts are those that are asked before the server, as they are written and in their order;
+// where containerd 2.x asks one twice it is there twice.
+func (f HostsFile) Hosts() []string {
+	var out []string
+	for _, t := range f.tables[:max(len(f.tables)-1, 0)] {
+		out = append(out, t.name)
+	}
+	return out
+}
+
+// Unasked are hosts that the release drops without a word, in the file's order.
+func (f HostsFile) Unasked() []string { return f.silent }
+
+// AnyOrder are hosts that the release asks in an order that differs from pull to pull.
+func (f HostsFile) AnyOrder() []string { return f.anyhow }
+
+// ReadHostsFile reads the hosts.toml at p, a path on the node, by the rules of a release; the
+// zero Version stands for the newest.
 func ReadHostsFile(p string, content []byte, v releases.Version) HostsFile {
+	if v == (releases.Version{}) {
+		v = newestRules()
+	}
 	f := HostsFile{Text: content, Bare: content}
+	old := !v.AtLeast(2, 0, 0)
+	if old {
+		content = bytes.TrimPrefix(content, []byte("\ufeff")) // which 2.x does not take
+	}
 	var tree map[string]any
 	if toml.Unmarshal(content, &tree) != nil {
 		return f // the parser says why
 	}
+	if !tomlOneOne(v) {
+		f.Err = oneOne(content, old)
+	}
 	keys := tomlKeys(content)
-	hosts, _ := tree["host"].(map[string]any)
-	old := !v.AtLeast(2, 0, 0)
+	hosts, ok := tree["host"].(map[string]any)
+	if old && tree["host"] != nil && !ok {
+		f.Err = cmp.Or(f.Err, errors.New("host is no table"))
+	}
+	if old {
+		tree = asWritten(tree)
+		for name, t := range hosts {
+			if t, ok := t.(map[string]any); ok {
+				hosts[name] = asWritten(t)
+			}
+		}
+	}
 	var names []string
+	last := "" // as the parser begins, so that a first host without a name is none
 	for _, k := range keys {
-		if k.table && len(k.path) >= 2 && k.path[0] == "host" && (len(names) == 0 || k.path[1] != names[len(names)-1]) {
-			if !old || !slices.Contains(names, k.path[1]) {
-				names = append(names, k.path[1])
+		if k.table && len(k.path) >= 2 && k.path[0] == "host" && k.path[1] != last {
+			last = k.path[1]
+			if !old || !slices.Contains(names, last) {
+				names = append(names, last)
 			}
 		}
 		if old && k.table && strings.Contains(strings.Join(k.path, ""), "]") {
 			f.Err = cmp.Or(f.Err, errors.New("a table's name with a ] in it"))
+		}
+		if old && k.escaped && len(k.path) >= 2 && k.path[0] == "host" {
+			f.Err = cmp.Or(f.Err, errors.New("an escape in a host's name, which this release takes as it is written"))
 		}
 	}
 	var rest []string
@@ -82,10 +126,21 @@ func ReadHostsFile(p string, content []byte, v releases.Version) HostsFile {
 	})
 	if old {
 		names = append(names, rest...)
-		// The position of the table counts, inline or not.
-		slices.SortStableFunc(names, func(a, b string) int { return lineOf(keys, "host", a) - lineOf(keys, "host", b) })
+		// Nobody can be asked at no name, whatever 1.x makes of it.
+		names = slices.DeleteFunc(names, func(name string) bool { return name == "" })
+		// Where a table begins is what its hosts are sorted by; an inline table begins nowhere
+		// (go-toml 1.9, parseInlineTable), and those that begin alike are in a map's order.
+		slices.SortStableFunc(names, func(a, b string) int { return beginsAt(keys, a) - beginsAt(keys, b) })
+		for _, name := range names {
+			if beginsAt(keys, name) == 0 {
+				f.anyhow = append(f.anyhow, name)
+			}
+		}
+		if len(f.anyhow) < 2 {
+			f.anyhow = nil
+		}
 		if tree["host"] == nil && releases.BareHostTableNeeded(v) {
-			f.Err = errors.New("no [host] table, which this release wants")
+			f.Err = cmp.Or(f.Err, errors.New("no [host] table, which this release wants"))
 		}
 	} else {
 		f.silent = rest
@@ -94,12 +149,21 @@ func ReadHostsFile(p string, content []byte, v releases.Version) HostsFile {
 	for _, name := range names {
 		t, ok := hosts[name].(map[string]any)
 		if !ok && old {
-			f.Err = cmp.Or(f.Err, fmt.Errorf("host %s is no table", name))
+			err := fmt.Errorf("host %s is no table", withoutUser(name))
+			if len(names) > 1 {
+				err = fmt.Errorf("%w, and containerd %s panics where there are others", err, v)
+			}
+			f.Err = cmp.Or(f.Err, err)
 		}
 		f.tables = append(f.tables, readTable(name, lineOf(keys, "host", name), t, dir))
 	}
-	server, _ := tree["server"].(string)
-	f.tables = append(f.tables, readTable(server, lineOf(keys, "server"), tree, dir))
+	server, line := "", 0
+	for key, v := range tree {
+		if text, ok := v.(string); ok && strings.EqualFold(key, "server") {
+			server, line = text, lineOf(keys, key)
+		}
+	}
+	f.tables = append(f.tables, readTable(server, line, tree, dir))
 	if !releases.ReferrersSupported(v) {
 		for _, name := range append(slices.Clone(names), "") {
 			t := tree
@@ -127,6 +191,88 @@ func ReadHostsFile(p string, content []byte, v releases.Version) HostsFile {
 	}
 	f.Bare = renameKeys(f.Text, "ca", "client")
 	return f
+}
+
+// asWritten is a table as 1.x reads it, whose TOML library knows a key as it is written and
+// in capitals, in no other spelling (go-toml 1.9, valueFromTree).
+func asWritten(t map[string]any) map[string]any {
+	out := maps.Clone(t)
+	for _, known := range []string{"server", "capabilities", "ca", "client", "skip_verify", "header", "override_path"} {
+		v, ok := t[known]
+		if !ok {
+			v, ok = t[strings.ToUpper(known)]
+		}
+		maps.DeleteFunc(out, func(key string, _ any) bool { return strings.EqualFold(key, known) })
+		if ok {
+			out[known] = v
+		}
+	}
+	return out
+}
+
+// tomlOneOne says whether a release's TOML library reads TOML 1.1 (go.mod of each line).
+func tomlOneOne(v releases.Version) bool { return v.AtLeast(2, 4, 0) }
+
+// oneOne is an error where a file, sound as it is, has what only TOML 1.1 allows: in an inline
+// table a line break, which 1.x takes all the same, or a last comma.
+func oneOne(content []byte, old bool) error {
+	var open []byte // brackets
+	comma := false
+	for i := 0; i < len(content); i++ {
+		inline := len(open) > 0 && open[len(open)-1] == '{'
+		switch c := content[i]; c {
+		case ' ', '\t', '\r':
+			continue
+		case '\n':
+			if inline && !old {
+				return errors.New("a line break in an inline table, which is of TOML 1.1")
+			}
+		case '#':
+			if n := bytes.IndexByte(content[i:], '\n'); n > 0 {
+				i += n - 1
+			} else {
+				i = len(content)
+			}
+		case '"', '\'':
+			i += stringLen(content[i:]) - 1
+			comma = false
+		case '{', '[':
+			open = append(open, c)
+			comma = false
+		case '}', ']':
+			if inline && comma {
+				return errors.New("a comma at the end of an inline table, which is of TOML 1.1")
+			}
+			if len(open) > 0 {
+				open = open[:len(open)-1]
+			}
+			comma = false
+		default:
+			comma = c == ','
+		}
+	}
+	return nil
+}
+
+// stringLen is how long the string is that content begins with, its quotes included.
+func stringLen(content []byte) int {
+	quote := content[:1]
+	if len(content) >= 3 && content[1] == content[0] && content[2] == content[0] {
+		quote = content[:3]
+	}
+	for i := len(quote); i < len(content); i++ {
+		switch {
+		case content[i] == '\\' && quote[0] == '"':
+			i++
+		case bytes.HasPrefix(content[i:], quote):
+			for end := i + len(quote); ; end++ { // more quotes may belong to a long string
+				if len(quote) == 1 || end == len(content) || content[end] != quote[0] {
+					return end
+				}
+			}
+		}
+	}
+	return len(content)
 }
 
 // readTable reads what the parser keeps to itself; what has another type it refuses.
@@ -201,6 +347,8 @@ type tomlKey struct {
 	table  bool
 	offset int // of the last part of a key, and its length
 	length int
+	// escaped says that a part has a backslash in double quotes.
+	escaped bool
 }
 
 func tomlKeys(content []byte) []tomlKey {
@@ -225,6 +373,8 @@ func tomlKeys(content []byte) []tomlKey {
 				k.line = 1 + bytes.Count(content[:raw.Offset], []byte("\n"))
 			}
 			k.offset, k.length = int(raw.Offset), int(raw.Length)
+			text := content[raw.Offset : raw.Offset+raw.Length]
+			k.escaped = k.escaped || text[0] == '"' && bytes.IndexByte(text, '\\') > 0
 			k.path = append(k.path, string(it.Node().Data))
 		}
 		if e.Kind != unstable.KeyValue {
@@ -243,6 +393,18 @@ func lineOf(keys []tomlKey, path ...string) int {
 		}
 	}
 	return 0
+}
+
+// beginsAt is the line where containerd 1.x takes a host's table to begin, 0 for an inline
+// table.
+func beginsAt(keys []tomlKey, name string) int {
+	host := []string{"host", name}
+	for _, k := range keys {
+		if !k.table && len(k.path) <= len(host) && slices.Equal(k.path, host[:len(k.path)]) {
+			return 0
+		}
+	}
+	return lineOf(keys, host...)
 }
 
 // rewrite gives each host a table of its own, in this order: the form that all releases

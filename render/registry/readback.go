@@ -56,6 +56,9 @@ func readBack(reg profiles.Registry, host string, file desired.File, spec *profi
 	if f.Err != nil {
 		return fmt.Errorf("containerd %s finds %w", spec.Containerd.Version, f.Err)
 	}
+	if len(f.anyhow) > 0 {
+		return fmt.Errorf("containerd %s asks %s in any order", spec.Containerd.Version, strings.Join(f.anyhow, " and "))
+	}
 	// Without the names of certificates, which are not where they will be.
 	got, err := parse(f.Bare, host)
 	if err != nil {
@@ -135,7 +138,7 @@ func planned(reg profiles.Registry, host string) []plannedHost {
 	switch {
 	case reg.Host == "docker.io":
 		server.URL = "https://" + dockerHub
-	case reg.Host == "*" || localhost(host):
+	case reg.Host == "*" || Localhost(host) && len(server.CA)+len(server.Client) == 0 && (server.SkipVerify == nil || *server.SkipVerify):
 		// containerd's own choice, which takes no capabilities and no path.
 		return append(out, plannedHost{Endpoint: server})
 	default:

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/nodeprep/nodeprep/profiles"
 )
@@ -13,6 +14,12 @@ type Reader interface {
 	File(profiles.LocalFile) ([]byte, error)
 	// Secret returns a value without the line break that ends a secret's file.
 	Secret(profiles.Secret) (string, error)
+}
+
+// Clock is what a Reader may be, too: only where there is one is judged whether
+// certificates are valid now.
+type Clock interface {
+	Now() time.Time
 }
 
 // Placeholders is the Reader that touches nothing. It stands in wherever a nil Reader
@@ -36,6 +43,12 @@ func (Placeholders) Secret(s profiles.Secret) (string, error) {
 		return fmt.Sprintf("(placeholder made by nodeprep: credential %s)", s.Credential), nil
 	}
 	return s.Value, nil
+}
+
+// Unread says whether a value is what Placeholders says in place of a secret.
+func Unread(s profiles.Secret, value string) bool {
+	text, _ := Placeholders{}.Secret(s)
+	return s.Referenced() && value == text
 }
 
 // OrPlaceholders is r, or Placeholders for nil.

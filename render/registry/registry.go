@@ -3,6 +3,7 @@ package registry
 import (
 	"cmp"
 	"errors"
+	"net/netip"
 	"net/url"
 	"path"
 	"slices"
@@ -35,9 +36,6 @@ func Files(spec *profiles.Spec, r Reader) ([]desired.File, diag.List) {
 	)
 	for _, reg := range spec.Registries {
 		b := &builder{spec: spec, reg: reg, read: OrPlaceholders(r), path: "registries." + reg.Host, faults: &faults}
-		if _, pure := b.read.(Placeholders); pure {
-			b.placeholders = true
-		}
 		dir, ok := b.dir()
 		if !ok {
 			continue
@@ -84,14 +82,13 @@ func Contacts(reg profiles.Registry, host string) bool {
 
 // builder makes the files of one registry.
 type builder struct {
-	spec         *profiles.Spec
-	reg          profiles.Registry
-	read         Reader
-	placeholders bool
-	path         string // of the registry in the profile
-	faults       *diag.List
-	certs        []*cert
-	secret       bool // hosts.toml itself holds a secret
+	spec   *profiles.Spec
+	reg    profiles.Registry
+	read   Reader
+	path   string // of the registry in the profile
+	faults *diag.List
+	certs  []*cert
+	secret bool // hosts.toml itself holds a secret
 }
 
 // dir is the folder's name, the first that containerd looks for (hostPaths in
@@ -113,11 +110,17 @@ func (b *builder) dir() (string, bool) {
 			"registry %q is not a host", host)
 		return "", false
 	}
-	// A colon inside brackets belongs to an IPv6 address, not to a port.
-	if i := strings.LastIndexByte(host, ':'); i > 0 && i > strings.LastIndexByte(host, ']') {
-		return host[:i] + "_" + host[i+1:] + "_", true
+	return FolderName(host), true
+}
+
+// FolderName is the name of a registry's folder that containerd looks for first (hostDirectory
+// in its core/remotes/docker/config/hosts.go): HOST_PORT_ for HOST:PORT. Its last colon is
+// taken for a port's, in an IPv6 address too: [fd00::1] has [fd00:_1]_.
+func FolderName(registry string) string {
+	if i := strings.LastIndexByte(registry, ':'); i > 0 {
+		return registry[:i] + "_" + registry[i+1:] + "_"
 	}
-	return host, true
+	return registry
 }
 
 func (b *builder) files(dir string) []desired.File {
@@ -129,13 +132,13 @@ func (b *builder) files(dir string) []desired.File {
 		if !ok {
 			continue
 		}
-		if id := strings.ToLower(e.url); seen[id] {
-			// containerd would ignore the whole file, and so all mirrors.
+		// For a table that is there twice, containerd would ignore the whole file, and so all
+		// mirrors. A path tells capitals from small letters, and a host does not.
+		if seen[e.id] {
 			b.faults.Errorf(b.spec.Origin(field+".url"), "name it once", "mirror %s is there twice", e.url)
 			continue
-		} else {
-			seen[id] = true
 		}
+		seen[e.id] = true
 		f.hosts = append(f.hosts, e)
 	}
 	switch n := len(f.hosts); {
@@ -151,7 +154,7 @@ func (b *builder) files(dir string) []desired.File {
 		f.server = b.server()
 	}
 	if !b.spec.Containerd.Version.AtLeast(2, 0, 0) {
-		f.inline = slices.ContainsFunc(f.hosts, func(e endpoint) bool { return strings.Contains(e.url, "]") })
+		f.dotted = slices.ContainsFunc(f.hosts, func(e endpoint) bool { return strings.Contains(e.url, "]") })
 	}
 	content, err := f.encode()
 	if err != nil {
@@ -180,7 +183,7 @@ func (b *builder) files(dir string) []desired.File {
 
 // server is the registry's own entry. Its URL is always written, but for "*" and
 // localhost: there the absent key has a meaning that no URL has (the registry asked
-// for; plain HTTP where TLS fails).
+// for; plain HTTP where TLS fails, which who gives TLS settings does not mean).
 func (b *builder) server() endpoint {
 	given := profiles.Endpoint{}
 	if b.reg.Server != nil {
@@ -194,7 +197,7 @@ func (b *builder) server() endpoint {
 	switch {
 	case b.reg.Host == "docker.io":
 		given.URL = "https://" + dockerHub
-	case b.reg.Host != "*" && !localhost(b.reg.Host):
+	case b.reg.Host != "*" && (!Localhost(b.reg.Host) || tlsGiven(given)):
 		given.URL = "https://" + b.reg.Host
 	default:
 		if len(given.Capabilities) > 0 {
@@ -209,14 +212,27 @@ func (b *builder) server() endpoint {
 	return e
 }
 
-// localhost is docker.IsLocalhost of containerd's core/remotes/docker/registry.go.
-func localhost(host string) bool {
+// Localhost says whether containerd takes a registry for one of this host, for which it tries
+// plain HTTP, too: docker.IsLocalhost of its core/remotes/docker/resolver.go.
+func Localhost(host string) bool {
 	name := host
-	if i := strings.LastIndexByte(host, ':'); i > strings.LastIndexByte(host, ']') {
-		name = host[:i]
+	// net.SplitHostPort: where that fails, brackets stay.
+	if i := strings.LastIndexByte(host, ':'); i >= 0 {
+		h := host[:i]
+		if inner, ok := strings.CutPrefix(h, "["); ok && strings.HasSuffix(inner, "]") {
+			name = strings.TrimSuffix(inner, "]")
+		} else if !strings.ContainsAny(h, ":[]") {
+			name = h
+		}
 	}
-	name = strings.Trim(name, "[]")
-	return name == "localhost" || name == "::1" || strings.HasPrefix(name, "127.")
+	addr, err := netip.ParseAddr(name)
+	return name == "localhost" || err == nil && addr.Zone() == "" && addr.Unmap().IsLoopback()
+}
+
+// tlsGiven says whether an endpoint of this host is to have other TLS settings than those that
+// containerd has for such, which verify nothing. They count only where a server is named.
+func tlsGiven(e profiles.Endpoint) bool {
+	return len(e.CA) > 0 || len(e.Client) > 0 || e.SkipVerify != nil && !*e.SkipVerify
 }
 
 // endpoint checks a URL and writes it as containerd needs it: with its scheme (it
@@ -257,6 +273,7 @@ func (b *builder) endpoint(e profiles.Endpoint, field, urlField string) (endpoin
 	}
 	out := b.settings(e, field)
 	out.url = u.String()
+	out.id = u.Scheme + "://" + strings.ToLower(u.Host) + u.EscapedPath()
 	// In 2.0 a dial timeout counts as one of the TLS settings.
 	if u.Scheme == "http" && (len(e.CA) > 0 || len(e.Client) > 0 || e.SkipVerify != nil ||
 		e.DialTimeout != 0 && b.spec.Containerd.Version.Line() == "2.0") {
@@ -300,8 +317,8 @@ func (b *builder) settings(e profiles.Endpoint, field string) endpoint {
 		if releases.DialTimeoutSupported(v) {
 			add("dial_timeout", e.DialTimeout.String())
 		} else {
-			b.faults.Warnf(b.spec.Origin(field+".dialTimeout"), "containerd 2.0.7 and 2.1 have it",
-				"containerd %s has no dial timeout: left out", v)
+			b.faults.Errorf(b.spec.Origin(field+".dialTimeout"), "leave it out, or take containerd 2.0.7 or 2.1",
+				"containerd %s has no dial timeout", v)
 		}
 	}
 	out.header = b.header(e.Header, field)
@@ -315,11 +332,7 @@ func (b *builder) capabilities(given []string, field string) []string {
 		switch c = strings.ToLower(c); {
 		case c == "referrers" && !releases.ReferrersSupported(b.spec.Containerd.Version):
 			// The older parser refuses the whole file, and mirrors vanish.
-			if len(given) == 1 {
-				b.faults.Errorf(at, "containerd 2.2 has it", "containerd %s does not know the capability referrers", b.spec.Containerd.Version)
-			} else {
-				b.faults.Warnf(at, "containerd 2.2 has it", "containerd %s does not know the capability referrers: left out", b.spec.Containerd.Version)
-			}
+			b.faults.Errorf(at, "leave it out, or take containerd 2.2", "containerd %s does not know the capability referrers", b.spec.Containerd.Version)
 		case slices.Contains([]string{"pull", "resolve", "push", "referrers"}, c):
 			out = append(out, c)
 		default:
@@ -344,6 +357,10 @@ func (b *builder) header(given []profiles.Header, field string) []line {
 			v, err := b.read.Secret(s)
 			if err != nil {
 				b.faults.Errorf(cmp.Or(s.Origin, at), "", "read header %s: %v", h.Name, err)
+				continue
+			}
+			if v == "" && s.Referenced() {
+				b.faults.Errorf(cmp.Or(s.Origin, at), "fill it, or take the header away", "the value of header %s is empty", h.Name)
 				continue
 			}
 			if strings.ContainsFunc(v, func(r rune) bool { return r != '\t' && unicode.IsControl(r) }) || !utf8.ValidString(v) {

@@ -1,10 +1,12 @@
 package registry
 
 import (
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"strings"
 	"testing"
 	"time"
@@ -26,12 +28,24 @@ func (r reader) File(f profiles.LocalFile) ([]byte, error) {
 	if strings.Contains(f.Path, "junk") {
 		return []byte("junk"), nil
 	}
+	if strings.HasPrefix(path.Base(f.Path), "ca.") || strings.HasSuffix(f.Path, ".crt") {
+		return certificate(r.pair), nil
+	}
 	return r.pair, nil
+}
+
+// certificate is a pair without its key.
+func certificate(pair []byte) []byte {
+	block, _ := pem.Decode(pair)
+	return pem.EncodeToMemory(block)
 }
 
 func (r reader) Secret(s profiles.Secret) (string, error) {
 	if s.Env == "MISSING" {
 		return "", errors.New("environment variable MISSING is not set")
+	}
+	if s.Env == "EMPTY" {
+		return "", nil
 	}
 	if s.Env != "" {
 		return "value of " + s.Env, nil
@@ -136,12 +150,6 @@ X-Two = ['a', '"b"']
 `,
 		},
 		{
-			name: "what an old release does not know is left out", version: "2.0.6", dir: "quay.io",
-			reg:    profiles.Registry{Host: "quay.io", Mirrors: []profiles.Endpoint{{URL: "https://m", Capabilities: []string{"pull", "referrers"}, DialTimeout: time.Second}}},
-			want:   "server = 'https://quay.io'\n\n[host.'https://m']\ncapabilities = ['pull']\n",
-			faults: []string{"containerd 2.0.6 does not know the capability referrers: left out", "containerd 2.0.6 has no dial timeout: left out"},
-		},
-		{
 			name: "http with TLS settings", version: "2.4.2", dir: "quay.io",
 			reg:    profiles.Registry{Host: "quay.io", Mirrors: []profiles.Endpoint{{URL: "http://m:5000", SkipVerify: yes()}}},
 			want:   "server = 'https://quay.io'\n\n[host.'http://m:5000']\nskip_verify = true\n",
@@ -153,15 +161,15 @@ X-Two = ['a', '"b"']
 			want: "skip_verify = true\n",
 		},
 		{name: "IPv6 with port", version: "2.4.2", dir: "[::1]_5000_", reg: profiles.Registry{Host: "[::1]:5000"}, want: ""},
-		{name: "IPv6", version: "2.4.2", dir: "[fd00::1]", reg: profiles.Registry{Host: "[fd00::1]"}, want: "server = 'https://[fd00::1]'\n"},
+		{name: "IPv6", version: "2.4.2", dir: "[fd00:_1]_", reg: profiles.Registry{Host: "[fd00::1]"}, want: "server = 'https://[fd00::1]'\n"},
 		{
 			name: "IPv6 mirror on 1.x", version: "1.7.34", dir: "a.b",
 			reg: profiles.Registry{Host: "a.b", Mirrors: []profiles.Endpoint{{URL: "https://b", CA: []profiles.LocalFile{local("ca.pem")}}, {URL: "http://[::2]:5000", Header: []profiles.Header{{Name: "X", Values: plain("y")}}}}},
 			want: `server = 'https://a.b'
 
 [host]
-'https://b' = {ca = ['ca.pem']}
-'http://[::2]:5000' = {header = {X = 'y'}}
+'https://b'.ca = ['ca.pem']
+'http://[::2]:5000'.header.X = 'y'
 `,
 		},
 		{
@@ -246,6 +254,10 @@ func TestFaults(t *testing.T) {
 		{"query", "2.4.2", mirror(profiles.Endpoint{URL: "https://a?x=y"}), "registries.quay.io.mirrors[0].url", "ignores the query"},
 		{"capability", "2.4.2", mirror(profiles.Endpoint{URL: "https://a", Capabilities: []string{"list"}}), "registries.quay.io.mirrors[0].capabilities[0]", `unknown capability "list"`},
 		{"only capability is unknown to the release", "1.7.34", mirror(profiles.Endpoint{URL: "https://a", Capabilities: []string{"referrers"}}), "registries.quay.io.mirrors[0].capabilities[0]", "does not know the capability"},
+		{"referrers beside others", "2.1.9", mirror(profiles.Endpoint{URL: "https://a", Capabilities: []string{"pull", "referrers"}}), "registries.quay.io.mirrors[0].capabilities[1]", "containerd 2.1.9 does not know the capability referrers"},
+		{"dial timeout", "2.0.6", mirror(profiles.Endpoint{URL: "https://a", DialTimeout: time.Second}), "registries.quay.io.mirrors[0].dialTimeout", "containerd 2.0.6 has no dial timeout"},
+		{"dial timeout of a server", "1.7.34", profiles.Registry{Host: "quay.io", Server: &profiles.Endpoint{DialTimeout: time.Second}}, "registries.quay.io.dialTimeout", "containerd 1.7.34 has no dial timeout"},
+		{"empty header", "2.4.2", mirror(profiles.Endpoint{URL: "https://a", Header: []profiles.Header{{Name: "A", Values: []profiles.Secret{{Env: "EMPTY"}}}}}), "registries.quay.io.mirrors[0].header.A", "the value of header A is empty"},
 		{"deny without mirrors", "2.4.2", profiles.Registry{Host: "quay.io", Deny: true}, "registries.quay.io.upstream", "nothing to pull from"},
 		{"default on a release without it", "1.6.16", profiles.Registry{Host: "*"}, "registries.*", "knows no default registry"},
 		{"host that is a path", "2.4.2", profiles.Registry{Host: "../etc"}, "registries.../etc", "is not a host"},

@@ -103,3 +103,96 @@ func TestExplainedRequestsAreThoseThatAreSent(t *testing.T) {
 		}
 	}
 }
+
+// A push of a layer and of a manifest, and a digest that nobody has: with containerd's own
+// pusher and resolver.
+func TestExplainedPushAndFallback(t *testing.T) {
+	manifest, blob := []byte(`{"schemaVersion": 2}`), []byte("layer")
+	var mu sync.Mutex
+	var log []string
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		log = append(log, r.Method+" http://"+r.Host+r.RequestURI)
+		switch _, _ = io.Copy(io.Discard, r.Body); r.Method {
+		case http.MethodPost:
+			w.Header().Set("Location", "/upload/1")
+			w.WriteHeader(http.StatusAccepted)
+		case http.MethodPut:
+			w.WriteHeader(http.StatusCreated)
+		default:
+			http.NotFound(w, r)
+		}
+	}))
+	t.Cleanup(s.Close)
+	text := fmt.Sprintf("server = %q\n[host.%q]\n", s.URL, s.URL+"/inbox")
+	root := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(root, "quay.example"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "quay.example/hosts.toml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	resolver := docker.NewResolver(docker.ResolverOptions{
+		Hosts: config.ConfigureHosts(t.Context(), config.HostOptions{HostDir: config.HostDirFromRoot(root)}),
+	})
+	explain := func(image, verb string) *registry.Explanation {
+		q := tree{registry.Root + "/quay.example/hosts.toml": text}.query(t, "2.4.2")
+		q.Image, q.Verb = image, verb
+		x, err := registry.Explain(q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return x
+	}
+
+	pusher, err := resolver.Pusher(t.Context(), "quay.example/a/b:1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		mediaType string
+		content   []byte
+	}{{ocispec.MediaTypeImageLayer, blob}, {ocispec.MediaTypeImageManifest, manifest}} {
+		w, err := pusher.Push(t.Context(), ocispec.Descriptor{MediaType: c.mediaType, Digest: digest.FromBytes(c.content), Size: int64(len(c.content))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(c.content); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Commit(t.Context(), int64(len(c.content)), digest.FromBytes(c.content)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var want []string
+	d := digest.FromBytes(blob).String()
+	for _, r := range explain("quay.example/a/b:1", registry.VerbPush).Hosts[0].Requests {
+		u := strings.ReplaceAll(strings.Replace(r.URL, "LOCATION", s.URL+"/upload/1", 1), "=DIGEST", "="+strings.Replace(d, ":", "%3A", 1))
+		want = append(want, r.Method+" "+strings.Replace(u, "DIGEST", d, 1))
+	}
+	if diff := cmp.Diff(want, log); diff != "" {
+		t.Errorf("push: requests (-explained +sent):\n%s", diff)
+	}
+
+	log = nil
+	missing := "quay.example/a/b@" + digest.FromString("none").String()
+	if _, _, err := resolver.Resolve(t.Context(), missing); err == nil {
+		t.Fatal("resolved what nobody has")
+	}
+	want = nil
+	x := explain(missing, registry.VerbResolve)
+	for _, h := range x.Hosts {
+		for _, r := range h.Requests {
+			want = append(want, r.Method+" "+r.URL)
+		}
+	}
+	for _, h := range x.Hosts {
+		for _, r := range h.IfMissing {
+			want = append(want, r.Method+" "+r.URL)
+		}
+	}
+	if diff := cmp.Diff(want, log); diff != "" {
+		t.Errorf("missing: requests (-explained +sent):\n%s", diff)
+	}
+}

@@ -64,7 +64,7 @@ func Suppliers(regs []profiles.Registry, image string) (_ Supply, ok bool) {
 			name = reg.Server.URL
 		}
 		capabilities := reg.Server.Capabilities
-		if name == host && (reg.Host == "*" || localhost(host)) {
+		if name == host && (reg.Host == "*" || Localhost(host) && !tlsGiven(*reg.Server)) {
 			// containerd ignores them where the file names no server.
 			capabilities = nil
 		}

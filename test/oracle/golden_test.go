@@ -60,7 +60,7 @@ type registry struct {
 	Deny    bool
 	Server  *endpoint
 	Mirrors []endpoint
-	Auth    *struct{ Username, Password, IdentityToken secret }
+	Auth    *auth
 }
 
 type endpoint struct {
@@ -69,11 +69,14 @@ type endpoint struct {
 	CA, Client   []any
 	SkipVerify   *bool
 	OverridePath bool
+	Auth         *auth
 	Header       []struct {
 		Name   string
 		Values []secret
 	}
 }
+
+type auth struct{ Username, Password, IdentityToken secret }
 
 type secret struct{ Value, File, Env, Credential string }
 

@@ -3,6 +3,7 @@ package oracle
 import (
 	"fmt"
 	"maps"
+	"net/url"
 	"slices"
 	"strings"
 
@@ -92,17 +93,25 @@ func options(rt runtime, systemdCgroup bool) map[string]any {
 // credentials are what is known by the host that is asked.
 func credentials(m meant) map[string]map[string]any {
 	out := map[string]map[string]any{}
-	for _, r := range m.Registries {
-		if r.Auth == nil {
-			continue
+	add := func(host string, a *auth) {
+		if a == nil {
+			return
 		}
-		auth := map[string]any{}
-		for k, s := range map[string]secret{"username": r.Auth.Username, "password": r.Auth.Password, "identitytoken": r.Auth.IdentityToken} {
+		values := map[string]any{}
+		for k, s := range map[string]secret{"username": a.Username, "password": a.Password, "identitytoken": a.IdentityToken} {
 			if v := s.text(); v != "" {
-				auth[k] = v
+				values[k] = v
 			}
 		}
-		out[serverHost(r)] = auth
+		out[host] = values
+	}
+	for _, r := range m.Registries {
+		add(serverHost(r), r.Auth)
+		for _, e := range r.Mirrors {
+			if u, err := url.Parse(e.URL); err == nil {
+				add(u.Host, e.Auth)
+			}
+		}
 	}
 	return out
 }

@@ -267,7 +267,7 @@ func binaryCases() []broken {
 		pin        = "ctr -n k8s.io images label registry.k8s.io/pause:3.10 io.cri-containerd.pinned=pinned"
 	)
 	return []broken{
-		{name: "containerd deleted", main: true, check: "binary/containerd", breaks: "rm " + containerd, observed: containerd, after: "systemctl restart containerd"},
+		{name: "containerd deleted", check: "binary/containerd", breaks: "rm " + containerd, observed: containerd, after: "systemctl restart containerd"},
 		{name: "the shim deleted", check: "binary/shim", breaks: "rm " + shim, place: shim, warns: []string{"process/shim-exe"}, after: anotherPod},
 		{name: "runc deleted", check: "binary/runc", breaks: "rm " + runc, place: "/etc/containerd/config.toml:", observed: runc},
 		{name: "runc not executable", check: "binary/runc", breaks: "chmod -x " + runc, place: runc, observed: "executed"},
@@ -294,10 +294,10 @@ func binaryCases() []broken {
 			breaks: kept(profile) + "echo 'runc: {version: 1.1.15}' >>" + profile, place: runc, observed: "1.1.5",
 			fix: putBack(profile), why: "that release does not run here",
 		},
-		{name: "no loopback plugin", main: true, check: "binary/cni-plugins", breaks: "rm " + loopback, place: "/opt/cni/bin", observed: "loopback"},
+		{name: "no loopback plugin", check: "binary/cni-plugins", breaks: "rm " + loopback, place: "/opt/cni/bin", observed: "loopback"},
 		{name: "another containerd on PATH", check: "foreign/binary-owner", breaks: "cp " + containerd + " /usr/bin/containerd", place: "/usr/bin/containerd", warns: []string{"host/foreign-runtime"}},
 		{
-			name: "the sandbox image only in default", main: true, check: "images/sandbox",
+			name: "the sandbox image only in default", check: "images/sandbox",
 			breaks: rmPause + "\nctr images import " + pause, place: "/etc/containerd/config.toml:", observed: "only in namespace default",
 			warns: []string{"images/default-namespace"}, after: pin + "\nctr images rm --sync $(ctr images ls -q)",
 		},
@@ -393,6 +393,8 @@ func configCases() []broken {
 			"[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]\nSystemdCgroup = false", "false"), "no runtime uses the systemd cgroup driver")),
 		absentThen(drop("another sandbox image", "config/profile", "3",
 			"[plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = 'registry.k8s.io/pause:3.9'", "pause:3.9"), "nothing says for which Kubernetes"),
+		drop("nobody unpacks for overlayfs", "config/unpack", "2",
+			"[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\nplatform = 'linux'\nsnapshotter = 'native'", "native"),
 		mended(drop("the snapshotter disabled", "daemon/snapshotter", "",
 			"disabled_plugins = ['io.containerd.snapshotter.v1.overlayfs']", "not loaded"),
 			unconfigured+"\nsystemctl restart containerd", "whoever disabled it may have meant it"),

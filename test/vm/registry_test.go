@@ -24,6 +24,7 @@ import (
 // registry is docker-registry on this machine.
 type registry struct {
 	address string   // 127.0.0.1:PORT
+	data    string   // folder of its storage
 	ca      string   // file, of one that speaks TLS
 	env     []string // for those who log in
 }
@@ -55,8 +56,8 @@ func startRegistry(t *testing.T, closed bool) registry {
 		}
 		return path
 	}
-	config := "version: 0.1\nlog: {level: info}\nstorage: {filesystem: {rootdirectory: " + filepath.Join(dir, "data") + "}}\nhttp:\n  addr: 127.0.0.1:0\n"
-	var r registry
+	r := registry{data: filepath.Join(dir, "data")}
+	config := "version: 0.1\nlog: {level: info}\nstorage: {filesystem: {rootdirectory: " + r.data + "}}\nhttp:\n  addr: 127.0.0.1:0\n"
 	if closed {
 		pair := certificate(t, "registry", time.Now().AddDate(1, 0, 0))
 		if err := os.Mkdir(filepath.Join(dir, "certs"), 0o700); err != nil {

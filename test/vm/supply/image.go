@@ -100,36 +100,60 @@ func writePlatforms(dir string) error {
 		{"holes.tar", HolesImage, []string{"amd64", "arm64"}, func(_ string, layer bool) bool { return !layer }},
 		{"foreign.tar", ForeignImage, []string{"s390x"}, func(string, bool) bool { return true }},
 	} {
-		var manifests []any
-		var blobs []entry
-		for _, arch := range archive.arches {
-			layer, err := layerOf([]entry{{name: "etc/platform", mode: 0o644, data: []byte(archive.name + " for " + arch + "\n")}})
-			if err != nil {
-				return err
-			}
-			d, parts, err := ociImage{arch: arch, layer: layer, cmd: []string{"/none"}}.blobs()
-			if err != nil {
-				return err
-			}
-			manifests = append(manifests, d)
-			for _, p := range parts {
-				if archive.has(arch, p.name == blob(layer).name) {
-					blobs = append(blobs, p)
-				}
-			}
-		}
-		const mediaType = "application/vnd.oci.image.index.v1+json"
-		index, err := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": mediaType, "manifests": manifests})
-		if err != nil {
-			return err
-		}
-		d := descriptor(mediaType, index)
-		d["annotations"] = map[string]string{"io.containerd.image.name": archive.name}
-		if err := writeLayout(filepath.Join(dir, archive.file), []any{d}, append(blobs, blob(index))); err != nil {
+		if err := writeIndex(filepath.Join(dir, archive.file), archive.name, archive.arches, archive.has); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// WriteImage writes an OCI archive of an image that does nothing and shares no part with an image
+// of another name. For several arches it has an index.
+func WriteImage(path, name string, arches ...string) error {
+	if len(arches) > 1 {
+		return writeIndex(path, name, arches, func(string, bool) bool { return true })
+	}
+	layer, err := layerFor(name, arches[0])
+	if err != nil {
+		return err
+	}
+	return ociImage{names: []string{name}, arch: arches[0], layer: layer, cmd: []string{"/none"}}.writeOCI(path)
+}
+
+// layerFor is a layer that no other name and arch have.
+func layerFor(name, arch string) ([]byte, error) {
+	return layerOf([]entry{{name: "etc/platform", mode: 0o644, data: []byte(name + " for " + arch + "\n")}})
+}
+
+// writeIndex writes an OCI archive of one image for several arches; has says which parts
+// are in it: an arch's layer, or its other parts.
+func writeIndex(path, name string, arches []string, has func(arch string, layer bool) bool) error {
+	var manifests []any
+	var blobs []entry
+	for _, arch := range arches {
+		layer, err := layerFor(name, arch)
+		if err != nil {
+			return err
+		}
+		d, parts, err := ociImage{arch: arch, layer: layer, cmd: []string{"/none"}}.blobs()
+		if err != nil {
+			return err
+		}
+		manifests = append(manifests, d)
+		for _, p := range parts {
+			if has(arch, p.name == blob(layer).name) {
+				blobs = append(blobs, p)
+			}
+		}
+	}
+	const mediaType = "application/vnd.oci.image.index.v1+json"
+	index, err := json.Marshal(map[string]any{"schemaVersion": 2, "mediaType": mediaType, "manifests": manifests})
+	if err != nil {
+		return err
+	}
+	d := descriptor(mediaType, index)
+	d["annotations"] = map[string]string{"io.containerd.image.name": name}
+	return writeLayout(path, []any{d}, append(blobs, blob(index)))
 }
 
 // busybox reads the one static program of Debian's busybox-static.

@@ -40,6 +40,8 @@ func cri(ctx context.Context, socket, verb string, args []string) (any, error) {
 		return k.imageNames(ctx)
 	case verb == "image" && len(args) == 1:
 		return k.image(ctx, args[0])
+	case verb == "pull" && (len(args) == 1 || len(args) == 3):
+		return nil, k.pull(ctx, args[0], args[1:])
 	case verb == "run" && len(args) >= 2:
 		return k.run(ctx, args[0], args[1], args[2:])
 	case verb == "ps" && len(args) == 0:
@@ -108,6 +110,17 @@ func (k kubelet) image(ctx context.Context, name string) (any, error) {
 		return nil, fmt.Errorf("image %s is not there", name)
 	}
 	return map[string]any{"names": status.Image.RepoTags, "pinned": status.Image.Pinned}, nil
+}
+
+// pull is what a kubelet does with a pod's image; a user and a password are the pod's pull
+// secret.
+func (k kubelet) pull(ctx context.Context, name string, login []string) error {
+	request := &runtime.PullImageRequest{Image: &runtime.ImageSpec{Image: name}}
+	if len(login) == 2 {
+		request.Auth = &runtime.AuthConfig{Username: login[0], Password: login[1]}
+	}
+	_, err := k.images.PullImage(ctx, request)
+	return err
 }
 
 // labels are what a kubelet puts on a pod and its containers, and some more, in pairs.

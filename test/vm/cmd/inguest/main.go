@@ -10,6 +10,7 @@
 //	inguest cri SOCKET status                      what the CRI plugin says of itself, with its config
 //	inguest cri SOCKET images                      image references
 //	inguest cri SOCKET image NAME                  what is there of one
+//	inguest cri SOCKET pull NAME [USER PASSWORD]   has an image pulled
 //	inguest cri SOCKET run NAME IMAGE CMD...       a pod with one container
 //	inguest cri SOCKET ps                          running containers, with their processes
 //	inguest cri SOCKET rm NAME                     stops and removes a pod

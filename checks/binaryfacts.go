@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	"github.com/nodeprep/nodeprep/internal/configtoml"
+	"github.com/nodeprep/nodeprep/internal/diag"
 	"github.com/nodeprep/nodeprep/internal/elf"
 	"github.com/nodeprep/nodeprep/internal/releases"
 	"github.com/nodeprep/nodeprep/systemd"
@@ -412,10 +413,7 @@ func (n *Node) reapply(adopt bool) string {
 
 // quote makes one word of s for a shell.
 func quote(s string) string {
-	if s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_/.:=@%+,-") == "" {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+	return diag.ShellWord(s)
 }
 
 // putBack is what puts a program back that is missing or damaged.

@@ -391,29 +391,12 @@ func (a *app) daemonEnvironment(n *checks.Node) map[string]string {
 		b, err := n.Host.Root.ReadFile(name)
 		switch {
 		case err == nil:
-			maps.Copy(env, parse(environmentFile(string(b))))
+			maps.Copy(env, parse(systemd.EnvironmentFile(b)))
 		case errors.Is(err, fs.ErrPermission):
 			a.note("%s is only for root to read; if it names a proxy, that is not gone through here", name)
 		}
 	}
 	return env
-}
-
-// environmentFile are the assignments of an EnvironmentFile (systemd.exec(5)), each on a line
-// of its own.
-func environmentFile(text string) []string {
-	var out []string
-	for line := range strings.Lines(text) {
-		name, value, ok := strings.Cut(strings.TrimSpace(line), "=")
-		if !ok || strings.HasPrefix(name, "#") || strings.HasPrefix(name, ";") {
-			continue
-		}
-		if n := len(value); n >= 2 && value[0] == value[n-1] && (value[0] == '"' || value[0] == '\'') {
-			value = value[1 : n-1]
-		}
-		out = append(out, name+"="+value)
-	}
-	return out
 }
 
 // lenient reads what a profile refers to, and does without a secret that cannot be read here.

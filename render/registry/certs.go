@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nodeprep/nodeprep/internal/diag"
 	"github.com/nodeprep/nodeprep/profiles"
 )
 
@@ -159,10 +160,7 @@ func word(p string) string {
 	if strings.HasPrefix(p, "-") {
 		p = "./" + p
 	}
-	if p != "" && strings.Trim(p, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_/.:=@%+,-") == "" {
-		return p
-	}
-	return "'" + strings.ReplaceAll(p, "'", `'\''`) + "'"
+	return diag.ShellWord(p)
 }
 
 // fromDER is the command that makes PEM of a file in DER, "" for another.

@@ -17,6 +17,7 @@ import (
 	"github.com/distribution/reference"
 	"github.com/pelletier/go-toml/v2"
 
+	"github.com/nodeprep/nodeprep/internal/diag"
 	"github.com/nodeprep/nodeprep/internal/releases"
 )
 
@@ -908,7 +909,7 @@ func (e *explainer) ctr() {
 	}
 	words = append(words, x.Reference)
 	for i, w := range words {
-		words[i] = shellQuote(w)
+		words[i] = diag.ShellWord(w)
 	}
 	x.Ctr.Command, x.Ctr.Lacks = strings.Join(words, " "), strings.Join(lacks, "; ")
 }
@@ -934,15 +935,4 @@ func (e *explainer) ctrUser() (user bool, lacks []string) {
 	}
 	return false, []string{fmt.Sprintf("it reads no credentials from config.toml, and goes without those for %s: --user would offer them to all of %s",
 		strings.Join(known, " and "), strings.Join(slices.Concat(known, others), ", "))}
-}
-
-// shellQuote is a word as a shell takes it.
-func shellQuote(word string) string {
-	plain := func(r rune) bool {
-		return r < 0x80 && (r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_./:@%+=,", r))
-	}
-	if word != "" && !strings.ContainsFunc(word, func(r rune) bool { return !plain(r) }) {
-		return word
-	}
-	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
 }

@@ -48,7 +48,7 @@ func TestImagesRefused(t *testing.T) {
 			"umount /var/lib/containerd && rmdir /var/lib/containerd", func() string { return bundled }, []string{"/var/lib/containerd", "space"}},
 		{"no space for images, seen in time", inAll, "mkdir -p /var/lib/containerd && mount -t tmpfs -o size=4m tmpfs /var/lib/containerd",
 			"umount /var/lib/containerd && rmdir /var/lib/containerd", func() string { return bundled + " --skip host/space" }, []string{"/var/lib/containerd", "space"}},
-		{"no space for images, met halfway", inMain, `mkdir -p /var/lib/containerd && mount -t tmpfs -o size=12m tmpfs /var/lib/containerd
+		{"no space for images, met halfway", inAll, `mkdir -p /var/lib/containerd && mount -t tmpfs -o size=12m tmpfs /var/lib/containerd
 mkdir -p /var/lib/containerd/io.containerd.content.v1.content/ingest
 inguest fill /var/lib/containerd/io.containerd.content.v1.content/ingest >/run/fill 2>&1 & until grep -q ready /run/fill; do sleep 0.1; done`,
 			"umount /var/lib/containerd && rmdir /var/lib/containerd", func() string { return bundled + " --skip host/space" }, []string{"no space left on device", "images/pause.tar"}},

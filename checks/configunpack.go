@@ -61,34 +61,28 @@ func (n *Node) addUnpackers(c *configtoml.Config) (file, edit string) {
 	}
 	_, at := c.Unpackers()
 	file = cmp.Or(at.File, missing[0].Place.File, c.Path)
-	type entry struct {
-		snapshotter string
-		optional    bool
-	}
-	var list []entry
+	var used []string
 	for _, u := range missing {
-		if e := (entry{u.Snapshotter, false}); !slices.Contains(list, e) {
-			list = append(list, e)
-		}
+		used = append(used, u.Snapshotter)
 	}
-	if at.File == "" {
-		const overlayfs = "overlayfs"
-		if used, _ := c.Snapshotter(); used == overlayfs {
-			list = append(list, entry{overlayfs, false})
-		} else if releases.OptionalUnpackSupported(rules(c)) {
-			list = append(list, entry{overlayfs, true})
-		}
+	if def, _ := c.Snapshotter(); at.File == "" && def == releases.DefaultSnapshotter {
+		used = append(used, def)
+	}
+	list := releases.Unpackers(rules(c), used)
+	if at.File != "" {
+		// Whoever wrote the list knows what else should be in it.
+		list = slices.DeleteFunc(list, func(u releases.Unpacker) bool { return u.Optional })
 	}
 	header := "[[plugins." + tomlText(transferSection) + ".unpack_config]]"
 	var lines, said []string
 	for _, e := range list {
 		// Without an architecture it is for the node's own.
-		lines = append(lines, "", header, `platform = "linux"`, "snapshotter = "+tomlText(e.snapshotter))
-		said = append(said, e.snapshotter)
-		if e.snapshotter == "erofs" {
-			lines = append(lines, `differ = "erofs"`)
+		lines = append(lines, "", header, `platform = "linux"`, "snapshotter = "+tomlText(e.Snapshotter))
+		said = append(said, e.Snapshotter)
+		if e.Differ != "" {
+			lines = append(lines, "differ = "+tomlText(e.Differ))
 		}
-		if e.optional {
+		if e.Optional {
 			lines = append(lines, "optional = true")
 		}
 	}

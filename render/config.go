@@ -141,13 +141,12 @@ func configTree(spec *profiles.Spec) table {
 // The list replaces that default. overlayfs, which ctr takes by itself, stays in it where an
 // entry may be optional: elsewhere a host whose disk overlayfs refuses would lose the service.
 func unpackers(spec *profiles.Spec, tree table) {
-	const overlayfs = "overlayfs"
 	v := spec.Containerd.Version
 	if !releases.TransferPull(v) {
 		return
 	}
 	used, _ := section(tree, "plugins", criImages)["snapshotter"].(string)
-	all := []string{cmp.Or(used, overlayfs)}
+	all := []string{cmp.Or(used, releases.DefaultSnapshotter)}
 	runtimes := section(tree, "plugins", criRuntime, "containerd", "runtimes")
 	for _, name := range slices.Sorted(maps.Keys(runtimes)) {
 		rt, _ := runtimes[name].(table)
@@ -156,29 +155,22 @@ func unpackers(spec *profiles.Spec, tree table) {
 		}
 	}
 	service := section(tree, "plugins", transfer)
-	if _, given := service["unpack_config"]; given || len(all) == 1 && all[0] == overlayfs {
+	if _, given := service["unpack_config"]; given || len(all) == 1 && all[0] == releases.DefaultSnapshotter {
 		if len(service) == 0 {
 			delete(section(tree, "plugins"), transfer)
 		}
 		return
 	}
 	var list []any
-	add := func(snapshotter string, optional bool) {
-		t := table{"platform": "linux/" + spec.Arch, "snapshotter": snapshotter}
-		if snapshotter == "erofs" {
-			// Its layers are made by a differ of its own (docs/snapshotters/erofs.md).
-			t["differ"] = "erofs"
+	for _, u := range releases.Unpackers(v, all) {
+		t := table{"platform": "linux/" + spec.Arch, "snapshotter": u.Snapshotter}
+		if u.Differ != "" {
+			t["differ"] = u.Differ
 		}
-		if optional {
+		if u.Optional {
 			t["optional"] = true
 		}
 		list = append(list, t)
-	}
-	for _, s := range all {
-		add(s, false)
-	}
-	if !slices.Contains(all, overlayfs) && releases.OptionalUnpackSupported(v) {
-		add(overlayfs, true)
 	}
 	service["unpack_config"] = list
 }

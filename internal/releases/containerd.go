@@ -2,6 +2,7 @@ package releases
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -195,6 +196,38 @@ func TokenHeaders(v Version) bool { return v.AtLeast(2, 1, 0) }
 // OptionalUnpackSupported says whether an unpack_config entry of the transfer service may be
 // optional; without it one whose snapshotter is not there keeps the service from loading.
 func OptionalUnpackSupported(v Version) bool { return v.AtLeast(2, 3, 0) }
+
+// DefaultSnapshotter is the one for which the transfer service unpacks where its
+// unpack_config says nothing, and the one of ctr and CRI by default.
+const DefaultSnapshotter = "overlayfs"
+
+// Unpacker is an entry of the transfer service's unpack_config, but for its platform.
+type Unpacker struct {
+	Snapshotter string
+	// Differ is "" for the default one.
+	Differ   string
+	Optional bool
+}
+
+// Unpackers are the entries that a node needs whose CRI uses these snapshotters: one each, and the
+// default one for ctr where it may be missing.
+func Unpackers(v Version, used []string) []Unpacker {
+	var list []Unpacker
+	for _, s := range used {
+		u := Unpacker{Snapshotter: s}
+		if s == "erofs" {
+			// Its layers are made by a differ of its own (docs/snapshotters/erofs.md).
+			u.Differ = "erofs"
+		}
+		if !slices.Contains(list, u) {
+			list = append(list, u)
+		}
+	}
+	if !slices.Contains(used, DefaultSnapshotter) && OptionalUnpackSupported(v) {
+		list = append(list, Unpacker{Snapshotter: DefaultSnapshotter, Optional: true})
+	}
+	return list
+}
 
 // BareHostTableNeeded says whether a hosts.toml without any [host] table is taken
 // for broken, and so ignored (containerd issue 10027; fixed in 1.7.32 and 2.0).

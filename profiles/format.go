@@ -244,8 +244,9 @@ func redact(s string) string {
 	return scheme + rest
 }
 
-// checkURL is for what goes into hosts.toml. containerd appends "/v2" to the text as
-// it stands, so that a slash at the end would make "//v2".
+// checkURL is for what goes into hosts.toml. containerd cleans the path and appends "/v2" (core/remotes/docker/config/hosts.go),
+// so that the path of a bare slash makes "//v2", and any other that is not clean is asked
+// for as something else than what is written.
 func checkURL(s string) (problem, hint string) {
 	u, problem, hint := parseURL(s, "https", "http")
 	switch {
@@ -255,8 +256,14 @@ func checkURL(s string) (problem, hint string) {
 		return fmt.Sprintf("%s holds credentials", quote(redact(s))), "give them as auth of that registry, or as a header by reference"
 	case strings.Contains(s, "?") || strings.Contains(s, "#"):
 		return fmt.Sprintf("%s has a query or fragment, which containerd drops", quote(s)), ""
-	case strings.HasSuffix(s, "/"):
+	case strings.Trim(u.Path, "/") == "" && u.Path != "":
 		return fmt.Sprintf("%s ends with a slash, which containerd makes //v2 of", quote(s)), "write " + strings.TrimRight(s, "/")
+	case strings.Contains(u.EscapedPath(), "%"):
+		return fmt.Sprintf("%s has characters in its path that are written with %%, which no registry's path has", quote(s)), ""
+	case u.Path != "" && path.Clean(u.Path) != u.Path:
+		clean := *u
+		clean.Path = path.Clean(u.Path)
+		return fmt.Sprintf("%s has a path that containerd asks for in another form", quote(s)), "write " + strings.TrimRight(clean.String(), "/")
 	}
 	return "", ""
 }

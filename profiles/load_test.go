@@ -150,6 +150,10 @@ func TestFaults(t *testing.T) {
       - url: https://m:99999
       - url: https://m/x?y=1
       - {}
+      - url: https://m/x/
+      - url: https://m//v2
+      - url: https://m/x/../v2
+      - url: https://m/a%2Fb
 `, []string{
 			`p.yaml:4:14: registries.a.example.com.mirrors[0].url: unsupported scheme "ftp", want https or http`,
 			`p.yaml:5:14: registries.a.example.com.mirrors[1].url: "mirror.example.com" has no scheme (write https://mirror.example.com)`,
@@ -159,6 +163,10 @@ func TestFaults(t *testing.T) {
 			`p.yaml:9:14: registries.a.example.com.mirrors[5].url: port 99999 is not between 1 and 65535`,
 			`p.yaml:10:14: registries.a.example.com.mirrors[6].url: "https://m/x?y=1" has a query or fragment, which containerd drops`,
 			`p.yaml:11:9: registries.a.example.com.mirrors[7].url: "url" is missing (such as url: https://mirror.example.com)`,
+			`p.yaml:12:14: registries.a.example.com.mirrors[8].url: "https://m/x/" has a path that containerd asks for in another form (write https://m/x)`,
+			`p.yaml:13:14: registries.a.example.com.mirrors[9].url: "https://m//v2" has a path that containerd asks for in another form (write https://m/v2)`,
+			`p.yaml:14:14: registries.a.example.com.mirrors[10].url: "https://m/x/../v2" has a path that containerd asks for in another form (write https://m/v2)`,
+			`p.yaml:15:14: registries.a.example.com.mirrors[11].url: "https://m/a%2Fb" has characters in its path that are written with %, which no registry's path has`,
 		}},
 		{"registry hosts", "registries:\n  https://a.example.com/v2: {}\n  a.example.com/x: {}\n  _default: {}\n  a:99999: {}\n  a_b: {}\n  \"[::1]:5000\": {}\n", []string{
 			`p.yaml:2:3: registries.https://a.example.com/v2: "https://a.example.com/v2" is a URL, want a registry's host as image references have it (write a.example.com)`,

@@ -112,6 +112,10 @@ func diffRollback(ctx context.Context, h *host.Host, receipt *Receipt, to int, o
 		return nil, none
 	}
 	_, target, err := kept(h.Root, to)
+	if err == nil && target == nil {
+		// Another run took it away since it was listed: the caller looks again.
+		err = fmt.Errorf("roll back to generation %d: it was removed meanwhile: %w", to, fs.ErrNotExist)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -166,7 +170,7 @@ func before(root *host.Root, n, current int) (*earlier, error) {
 			return nil, err
 		}
 		if rec == nil {
-			return nil, fmt.Errorf("roll back to generation %d: the record of generation %d is missing", n, g)
+			return nil, fmt.Errorf("roll back to generation %d: the record of generation %d is missing: %w", n, g, fs.ErrNotExist)
 		}
 		for i := range rec.Changes {
 			out.changes[rec.Changes[i].Path] = &rec.Changes[i]
@@ -467,6 +471,7 @@ func (r *run) receiptBack() (*Receipt, error) {
 	rec := *then
 	rec.Format, rec.ID, rec.Generation, rec.Nodeprep, rec.Time = receiptFormat, r.id, r.j.To, r.opt.Version, r.h.Now().UTC()
 	rec.Generations, rec.Tops, rec.Salt = now.Generations, r.farTops(), now.Salt
+	rec.UserData = BootDigests{} // somebody wanted this, not user-data
 	var err error
 	if rec.Images, err = r.imagesBack(now, then); err != nil {
 		return nil, err

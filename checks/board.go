@@ -249,7 +249,7 @@ func pageSize(_ context.Context, n *Node) Result {
 	r.Remedy = "# boot a kernel that was built with 4 KiB pages"
 	for _, p := range []string{"/boot/firmware/config.txt", "/boot/config.txt"} {
 		if n.exists(p) {
-			r.Place, r.Remedy = p, "printf '[all]\\nkernel=kernel8.img\\n' >> "+quote(p)+"\nreboot"
+			r.Place, r.Remedy = p, "printf '\\n[all]\\nkernel=kernel8.img\\n' >> "+quote(p)+"\nreboot"
 			break
 		}
 	}

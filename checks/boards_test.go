@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
 
 	"github.com/nodeprep/nodeprep/internal/host"
@@ -87,7 +88,7 @@ func TestBoards(t *testing.T) {
 		}},
 		{pi5, "board/page-size", want{
 			verdict: Fail, observed: "16384 bytes", wanted: "4096 bytes", place: "/boot/firmware/config.txt",
-			remedy: "printf '[all]\\nkernel=kernel8.img\\n' >> /boot/firmware/config.txt\nreboot",
+			remedy: "printf '\\n[all]\\nkernel=kernel8.img\\n' >> /boot/firmware/config.txt\nreboot",
 		}},
 		{pi5, "board/userland", want{verdict: Pass, observed: "kernel aarch64, 64-bit programs"}},
 		{pi5, "board/storage", want{verdict: Fail, observed: "/var/lib/containerd is on mmcblk0, an SD card", wanted: "an SSD", place: "/", remedy: "# mount another disk at /var/lib/containerd"}},
@@ -185,7 +186,71 @@ func TestBoardCmdlineRemedy(t *testing.T) {
 	}
 }
 
-// Every board says where it comes from, and has what its table of the README says.
+// TestBoardPageSizeRemedy pastes the remedy: the firmware takes the last word of a section
+// that is for this board, and what stands there already stays as it is.
+func TestBoardPageSizeRemedy(t *testing.T) {
+	const config = "/boot/firmware/config.txt"
+	for name, change := range map[string]files{
+		"Raspberry Pi 5":                nil,
+		"without an end of line":        {config: "dtparam=audio=on"},
+		"another kernel for all boards": {config: "[all]\nkernel=kernel_2712.img\n"},
+		"the last section is another's": {config: "[cm4]\notg_mode=1\n"},
+		"empty":                         {config: ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := board(t, "raspberry-pi-5", change)
+			real, err := n.Host.Root.Resolve(config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			before, err := os.ReadFile(real)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := results(t, n, "board/page-size")
+			if len(got) != 1 || got[0].Verdict != Fail {
+				t.Fatalf("%+v", got)
+			}
+			remedy, reboots := strings.CutSuffix(got[0].Remedy, "\nreboot")
+			if !reboots {
+				t.Errorf("no reboot: %q", got[0].Remedy)
+			}
+			remedy = strings.ReplaceAll(remedy, config, real) // on the board the root is /
+			if out, err := exec.CommandContext(t.Context(), "sh", "-ec", remedy).CombinedOutput(); err != nil {
+				t.Fatalf("%s: %v\n%s", remedy, err, out)
+			}
+			after, err := os.ReadFile(real)
+			if err != nil {
+				t.Fatal(err)
+			}
+			added, kept := strings.CutPrefix(string(after), string(before))
+			if !kept || !strings.HasPrefix(added, "\n") {
+				t.Errorf("what stood there is not as it was:\n%s\nbefore:\n%s", after, before)
+			}
+			if kernel := firmwareKernel(string(after), "pi5"); kernel != "kernel8.img" {
+				t.Errorf("the firmware takes %q of\n%s", kernel, after)
+			}
+		})
+	}
+}
+
+// firmwareKernel is what config.txt has the firmware boot: conditional filters of models hold
+// up to the next one, and of several the last word counts (Raspberry Pi documentation,
+// config.txt, conditional filters).
+func firmwareKernel(config, model string) string {
+	kernel, ours := "", true
+	for line := range strings.Lines(config) {
+		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, "[") && strings.HasSuffix(line, "]") {
+			ours = line == "[all]" || line == "["+model+"]"
+		} else if value, is := strings.CutPrefix(line, "kernel="); is && ours {
+			kernel = value
+		}
+	}
+	return kernel
+}
+
+// Every board says where it comes from, and has what the README's table says of it.
 func TestBoardsAreDescribed(t *testing.T) {
 	readme, err := os.ReadFile("testdata/boards/README.md")
 	if err != nil {
@@ -198,9 +263,36 @@ func TestBoardsAreDescribed(t *testing.T) {
 	if err != nil || len(boards) < 3 {
 		t.Fatalf("%v, %v", boards, err)
 	}
-	for _, b := range boards {
-		if !strings.Contains(string(readme), filepath.Base(b)) {
-			t.Errorf("the README does not tell of %s", b)
+	rows := map[string][]string{}
+	for line := range strings.Lines(string(readme)) {
+		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
+		for i := range cells {
+			cells[i] = strings.TrimSpace(cells[i])
 		}
+		if len(cells) == 6 && strings.HasSuffix(cells[0], ".txtar") {
+			rows[cells[0]] = cells[1:]
+		}
+	}
+	for _, b := range boards {
+		name := filepath.Base(b)
+		n := board(t, strings.TrimSuffix(name, ".txtar"), nil)
+		// As the checks read it from the board, and not as the file spells it.
+		observed := func(id string) string {
+			all := results(t, n, id)
+			if len(all) != 1 {
+				t.Fatalf("%s, %s: %+v", name, id, all)
+			}
+			return all[0].Observed
+		}
+		memory, _, _ := strings.Cut(observed("board/memory-cgroup"), ":")
+		_, programs, _ := strings.Cut(observed("board/userland"), ", ")
+		got := []string{observed("board/firmware-model"), memory, strings.TrimSuffix(observed("board/page-size"), " bytes"), programs, observed("board/storage")}
+		if diff := cmp.Diff(rows[name], got); diff != "" {
+			t.Errorf("%s (-README +board):\n%s", name, diff)
+		}
+		delete(rows, name)
+	}
+	for name := range rows {
+		t.Errorf("the README tells of %s, which is not there", name)
 	}
 }

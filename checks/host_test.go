@@ -224,7 +224,7 @@ func TestSystemdVersion(t *testing.T) {
 
 func TestTools(t *testing.T) {
 	base := files{"/bin/mount": "", "/bin/umount": "", "/sbin/modprobe": ""}
-	node := files{"/usr/sbin/ip": "", "/usr/sbin/iptables": "", "/usr/bin/nsenter": "", "/usr/sbin/ethtool": "", "/usr/sbin/tc": "", "/usr/bin/touch": ""}
+	node := files{"/usr/sbin/ip": "", "/usr/sbin/iptables": "", "/usr/bin/nsenter": "", "/usr/sbin/ethtool": "", "/usr/sbin/tc": "", "/sbin/losetup": "", "/bin/cp": "", "/usr/bin/touch": ""}
 	both := files{}
 	for p := range base {
 		both[p] = ""
@@ -240,7 +240,8 @@ func TestTools(t *testing.T) {
 		look{"all of a node", both, given(kubernetes("1.36")), one(Pass, "iptables")},
 		look{"a node without most", base, given(kubernetes("1.36")), []want{
 			{verdict: Warn, object: "ip"}, {verdict: Warn, object: "iptables"}, {verdict: Warn, object: "nsenter"},
-			{verdict: Warn, object: "ethtool"}, {verdict: Warn, object: "tc"}, {verdict: Warn, object: "touch"},
+			{verdict: Warn, object: "ethtool"}, {verdict: Warn, object: "tc"},
+			{verdict: Warn, object: "losetup", remedy: "mount"}, {verdict: Warn, object: "cp"}, {verdict: Warn, object: "touch"},
 		}},
 		look{"what an older kubeadm asks for", both, given(kubernetes("1.31")), []want{
 			{verdict: Warn, object: "conntrack"}, {verdict: Warn, object: "socat"}, {verdict: Warn, object: "ebtables"},

@@ -90,11 +90,14 @@ func baseChecks() []Check {
 // (internal/releases): it cannot run before that.
 func newestRelease() time.Time { return time.Date(2026, 8, 12, 0, 0, 0, 0, time.UTC) }
 
+// TooEarly says whether a time cannot be that of now: one from before this program was. A day
+// is what time zones and small faults come to.
+func TooEarly(now time.Time) bool { return !now.After(newestRelease().Add(-24 * time.Hour)) }
+
 func clock(_ context.Context, n *Node) Result {
 	now, known := n.Host.Now(), newestRelease()
 	plausible := func(t time.Time) bool {
-		// A day is what time zones and small faults come to; ten years is what a program lasts.
-		return t.After(known.Add(-24*time.Hour)) && t.Before(known.AddDate(10, 0, 0))
+		return !TooEarly(t) && t.Before(known.AddDate(10, 0, 0)) // ten years is what a program lasts
 	}
 	r := Result{Verdict: Pass, Observed: now.UTC().Format(time.DateTime) + " UTC"}
 	// What was written by a clock may be wrong itself.
@@ -107,7 +110,7 @@ func clock(_ context.Context, n *Node) Result {
 		last, by = n.Receipt.Time, "the last apply"
 	}
 	switch {
-	case !plausible(now) && now.Before(known):
+	case TooEarly(now):
 		r.Verdict, r.Wanted = Fail, "after "+known.Format(time.DateOnly)+", when the newest release that this program knows came out"
 	case !plausible(now):
 		r.Verdict, r.Wanted = Fail, "before "+known.AddDate(10, 0, 0).Format(time.DateOnly)
@@ -286,6 +289,8 @@ func (n *Node) wantedTools() []tool {
 		tool{"nsenter", "util-linux", "util-linux", "kubelet"},
 		tool{"ethtool", "ethtool", "ethtool", "network addons"},
 		tool{"tc", "iproute2", "iproute-tc", "the CNI plugin bandwidth"},
+		tool{"losetup", "mount", "util-linux", "kubeadm, and raw block volumes"},
+		tool{"cp", "coreutils", "coreutils", "kubeadm"},
 		tool{"touch", "coreutils", "coreutils", "kubeadm"},
 	)
 	version := ""

@@ -30,7 +30,10 @@ type Options struct {
 	// Releases are the releases on the machines' media; without any, the lab makes no
 	// media at all and can only be a Console.
 	Releases []supply.Release
-	Log      func(format string, args ...any)
+	// Plain leaves off the stick what few scenarios want: Debian's own packages, and tests
+	// that run inside.
+	Plain bool
+	Log   func(format string, args ...any)
 }
 
 // Lab has everything that machines are started from. It is safe for concurrent use.
@@ -91,7 +94,7 @@ func Open(ctx context.Context, o Options) (l *Lab, err error) {
 		}
 		// The stick first: a nodeprep that does not build is known at once.
 		var err error
-		if l.stick, err = l.makeStick(ctx, o.Nodeprep); err != nil {
+		if l.stick, err = l.makeStick(ctx, o); err != nil {
 			return err
 		}
 		if l.dirs, err = store.Releases(ctx, o.Releases); err != nil {
@@ -121,11 +124,12 @@ func (l *Lab) Console(ctx context.Context, kept string) error {
 }
 
 // makeStick makes the disk with what changes from run to run.
-func (l *Lab) makeStick(ctx context.Context, nodeprep string) (string, error) {
+func (l *Lab) makeStick(ctx context.Context, o Options) (string, error) {
 	root, err := supply.ModuleRoot(ctx)
 	if err != nil {
 		return "", err
 	}
+	nodeprep := o.Nodeprep
 	if nodeprep == "" {
 		nodeprep = filepath.Join(l.tmp, "nodeprep")
 		if err := supply.GoBuild(ctx, root, "./cmd/nodeprep", nodeprep, l.guest.Arch); err != nil {
@@ -138,30 +142,40 @@ func (l *Lab) makeStick(ctx context.Context, nodeprep string) (string, error) {
 	}
 	l.nodeprep, l.inguest = nodeprep, inguest
 	content := map[string]string{"nodeprep": nodeprep, "inguest": inguest}
-	// Tests that want a systemd or a containerd of their own run inside.
-	for _, pkg := range []string{"systemd", "internal/daemon"} {
-		name := filepath.Base(pkg) + ".test"
-		content[name] = filepath.Join(l.tmp, name)
-		if err := supply.GoTestBinary(ctx, root, "./"+pkg, content[name], l.guest.Arch); err != nil {
-			return "", err
-		}
-	}
 	images, err := l.store.Images(ctx, l.guest.Arch)
 	if err != nil {
 		return "", err
 	}
 	l.images, content["images"] = images, images
+	if !o.Plain {
+		if err := l.addRare(ctx, root, content); err != nil {
+			return "", err
+		}
+	}
+	stick := filepath.Join(l.tmp, "stick.raw")
+	return stick, supply.WriteMedia(ctx, stick, content)
+}
+
+// addRare makes what few scenarios want of the stick.
+func (l *Lab) addRare(ctx context.Context, root string, content map[string]string) (err error) {
+	// Tests that want a systemd or a containerd of their own run inside.
+	for _, pkg := range []string{"systemd", "internal/daemon"} {
+		name := filepath.Base(pkg) + ".test"
+		content[name] = filepath.Join(l.tmp, name)
+		if err := supply.GoTestBinary(ctx, root, "./"+pkg, content[name], l.guest.Arch); err != nil {
+			return err
+		}
+	}
 	if content["packages"], err = l.store.Packages(ctx, l.guest.Arch, packages()); err != nil {
-		return "", err
+		return err
 	}
 	// A program that is no program here.
 	foreign := map[string]string{"amd64": "arm64", "arm64": "amd64"}[l.guest.Arch]
 	content["pause.foreign"] = filepath.Join(l.tmp, "pause.foreign")
 	if err := supply.GoBuild(ctx, root, "./test/vm/cmd/pause", content["pause.foreign"], foreign); err != nil {
-		return "", err
+		return err
 	}
-	stick := filepath.Join(l.tmp, "stick.raw")
-	return stick, supply.WriteMedia(ctx, stick, content)
+	return nil
 }
 
 // config is the lab's machine with its files in dir.
@@ -263,7 +277,7 @@ func (l *Lab) save(ctx context.Context) (string, error) {
 		}
 	}
 	return l.store.Keyed(ctx, "snapshots", l.guest.Name, inputs, func(ctx context.Context, dir string) (err error) {
-		ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 		defer cancel()
 		// The disk and the state stay; sockets have short paths in the lab's own folder.
 		tmp, err := os.MkdirTemp(l.tmp, "boot-")

@@ -194,7 +194,7 @@ func (m *Machine) Keep(ctx context.Context) error {
 	}
 	// The disk refers to the snapshot by its absolute path, so it can be moved.
 	derr := rename(filepath.Join(m.dir, "disk.qcow2"), filepath.Join(dir, "disk.qcow2"))
-	return errors.Join(fmt.Errorf("kept in %s (look with: go run ./test/vm/cmd/machine console %[1]s)", dir), jerr, serr, derr)
+	return errors.Join(fmt.Errorf("kept in %s (look with: go run ./test/vm/cmd/machine console %[1]s %s)", dir, m.lab.guest.Name), jerr, serr, derr)
 }
 
 // rename moves a file, also to another file system.

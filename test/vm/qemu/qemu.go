@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"net/netip"
@@ -108,7 +109,7 @@ func Args(cfg Config) (program string, args []string, err error) {
 		"-smp", strconv.Itoa(cfg.CPUs), "-m", strconv.Itoa(cfg.MemoryMiB),
 		"-nodefaults", "-no-user-config", "-display", "none", "-nic", nic(cfg),
 		"-kernel", cfg.Kernel, "-initrd", cfg.Initrd,
-		"-append", cmp.Or(cfg.Cmdline, cmdline(console)),
+		"-append", cmp.Or(cfg.Cmdline, cmdline(cfg.Arch, console)),
 		"-blockdev", root,
 		"-device", device,
 		"-device", "virtio-scsi-pci,id=scsi",
@@ -139,16 +140,20 @@ func nic(cfg Config) string {
 }
 
 // cmdline boots a machine from its disk, quietly. The timer's self-test fails, and the
-// kernel gives up, where an emulated machine gets no processor for a moment; the emulated
+// kernel gives up, where an emulated PC gets no processor for a moment; the emulated
 // timer is not broken.
-func cmdline(console string) string {
-	return "root=/dev/vda rw console=" + console + " quiet no_timer_check systemd.show_status=false"
+func cmdline(arch, console string) string {
+	timer := ""
+	if arch == "amd64" {
+		timer = " no_timer_check"
+	}
+	return "root=/dev/vda rw console=" + console + " quiet" + timer + " systemd.show_status=false"
 }
 
 // Cmdline is the kernel's command line of the machine.
 func Cmdline(cfg Config) (string, error) {
 	_, _, console, err := hardware(cfg)
-	return cmp.Or(cfg.Cmdline, cmdline(console)), err
+	return cmp.Or(cfg.Cmdline, cmdline(cfg.Arch, console)), err
 }
 
 // escape doubles commas, as QEMU's option syntax wants them in values.
@@ -325,7 +330,17 @@ func (m *Machine) Terminal(ctx context.Context) (net.Conn, error) { return m.dia
 
 // PowerOff asks the machine to shut down, and waits until it has.
 func (m *Machine) PowerOff(ctx context.Context) error {
-	if err := m.qmp.do(ctx, "system_powerdown", nil, nil); err != nil {
+	var err error
+	if m.cfg.Arch == "arm64" {
+		// Its power button is a GPIO key, which Debian's kernel for clouds has no driver for.
+		err = m.agent.do(ctx, "guest-exec", map[string]any{"path": "/bin/systemctl", "arg": []string{"poweroff"}}, nil)
+		if errors.Is(err, io.EOF) {
+			err = nil // it went before it answered
+		}
+	} else {
+		err = m.qmp.do(ctx, "system_powerdown", nil, nil)
+	}
+	if err != nil {
 		return err
 	}
 	return m.wait(ctx)

@@ -206,3 +206,13 @@ func TestArgsRecordADiskThatKeepsItsFlushes(t *testing.T) {
 		t.Errorf("the recorded disk may get requests that end up in disorder: %s", all)
 	}
 }
+
+func TestArgsOfABoard(t *testing.T) {
+	program, args, err := Args(Config{Arch: "arm64", Accel: "tcg", Disk: "/a/disk", Dir: "/a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if all := program + " " + strings.Join(args, " "); !strings.Contains(all, "qemu-system-aarch64 -machine virt,gic-version=3 ") || !strings.Contains(all, " console=ttyAMA0 ") {
+		t.Errorf("not a board whose console is its first serial port: %s", all)
+	}
+}

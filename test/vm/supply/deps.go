@@ -15,8 +15,11 @@ type tool struct{ program, pkg string }
 func tools() []tool {
 	return []tool{
 		{"qemu-system-x86_64", "qemu-system-x86"},
+		{"qemu-system-aarch64", "qemu-system-arm"},
 		{"qemu-img", "qemu-utils"},
 		{"debootstrap", "debootstrap"},
+		{"depmod", "kmod"},              // indexes the modules of a guest that is not debootstrapped
+		{"systemd-sysusers", "systemd"}, // and makes its users
 		{"mkfs.ext4", "e2fsprogs"},
 		{"dpkg-deb", "dpkg"},
 		{"wget", "wget"},                        // debootstrap's downloader
@@ -26,6 +29,7 @@ func tools() []tool {
 		{"ansible-playbook", "ansible-core"},    // the fleet's controller
 		{"ssh-keygen", "openssh-client"},        // and its way to the hosts
 		{"genisoimage", "genisoimage"},          // seeds for cloud-init
+		{"jq", "jq"},                            // what a documented Terraform data source runs
 	}
 }
 

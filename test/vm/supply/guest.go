@@ -59,8 +59,12 @@ const guestRecipe = 1
 func (s *Store) Base(ctx context.Context, g Guest) (Base, error) {
 	inputs := struct {
 		Guest
-		Recipe int
-	}{g, guestRecipe}
+		Recipe  int
+		Foreign int `json:",omitempty"`
+	}{Guest: g, Recipe: guestRecipe}
+	if g.Arch != runtime.GOARCH {
+		inputs.Foreign = foreignRecipe
+	}
 	dir, err := s.Keyed(ctx, "guests", g.Name, inputs, func(ctx context.Context, dir string) error {
 		return s.makeGuest(ctx, g, dir)
 	})
@@ -76,20 +80,13 @@ func (s *Store) makeGuest(ctx context.Context, g Guest, dir string) (err error) 
 	if os.Geteuid() != 0 {
 		return errors.New("not root, which debootstrap needs")
 	}
-	if g.Arch != runtime.GOARCH {
-		return fmt.Errorf("the guest is %s and this machine %s: only native guests are built", g.Arch, runtime.GOARCH)
-	}
-	mirror, err := s.mirror(ctx)
-	if err != nil {
-		return err
-	}
 	root := filepath.Join(dir, "root")
 	defer func() { err = errors.Join(err, os.RemoveAll(root)) }()
-	if _, err := run(ctx, nil, "debootstrap", "--variant=minbase", "--keyring="+keyring,
-		"--include="+strings.Join(g.Packages, ","), g.Suite, root, mirror); err != nil {
-		if log, rerr := os.ReadFile(filepath.Join(root, "debootstrap", "debootstrap.log")); rerr == nil {
-			err = fmt.Errorf("%w\n%s", err, tail(string(log), 20))
-		}
+	makeRoot := s.makeRoot
+	if g.Arch != runtime.GOARCH {
+		makeRoot = s.makeForeignRoot
+	}
+	if err := makeRoot(ctx, g, root); err != nil {
 		return err
 	}
 	for from, to := range map[string]string{"vmlinuz-*": "kernel", "initrd.img-*": "initrd"} {
@@ -108,6 +105,22 @@ func (s *Store) makeGuest(ctx context.Context, g Guest, dir string) (err error) 
 		return err
 	}
 	_, err = run(ctx, nil, "mkfs.ext4", "-q", "-L", "root", "-d", root, filepath.Join(dir, "disk.raw"), fmt.Sprintf("%dG", g.DiskGiB))
+	return err
+}
+
+// makeRoot makes the root of a guest whose programs run here.
+func (s *Store) makeRoot(ctx context.Context, g Guest, root string) error {
+	mirror, err := s.mirror(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = run(ctx, nil, "debootstrap", "--variant=minbase", "--keyring="+keyring,
+		"--include="+strings.Join(g.Packages, ","), g.Suite, root, mirror)
+	if err != nil {
+		if log, rerr := os.ReadFile(filepath.Join(root, "debootstrap", "debootstrap.log")); rerr == nil {
+			err = fmt.Errorf("%w\n%s", err, tail(string(log), 20))
+		}
+	}
 	return err
 }
 

@@ -3,7 +3,7 @@
 //	go run ./test/vm/cmd/machine deps            installs the tools, from Debian packages
 //	go run ./test/vm/cmd/machine prepare         makes all that is cached, so that tests start at once
 //	go run ./test/vm/cmd/machine releases NAME...  prints the folders of releases, such as runc-1.3.6-amd64
-//	go run ./test/vm/cmd/machine console FOLDER  boots what a failed test left, on this terminal
+//	go run ./test/vm/cmd/machine console FOLDER [GUEST]  boots what a failed test left, on this terminal; GUEST is bookworm
 package main
 
 import (
@@ -50,13 +50,17 @@ func run(ctx context.Context, args []string) error {
 			return err
 		}
 		return releases(ctx, store, args[1:])
-	case len(args) == 2 && args[0] == "console":
-		return withLab(ctx, vm.Options{Guest: "bookworm", Log: log}, func(l *vm.Lab) error {
+	case (len(args) == 2 || len(args) == 3) && args[0] == "console":
+		guest := "bookworm"
+		if len(args) == 3 {
+			guest = args[2]
+		}
+		return withLab(ctx, vm.Options{Guest: guest, Log: log}, func(l *vm.Lab) error {
 			log("root needs no password; ctrl-a x pulls the plug")
 			return l.Console(ctx, args[1])
 		})
 	default:
-		return errors.New("usage: machine deps | prepare | releases NAME... | console FOLDER")
+		return errors.New("usage: machine deps | prepare | releases NAME... | console FOLDER [GUEST]")
 	}
 }
 

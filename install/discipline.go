@@ -66,7 +66,7 @@ func (d *differ) discipline(ctx context.Context) error {
 		tasks := slices.DeleteFunc(slices.Clone(l.tasks), func(t daemon.Task) bool { return c.pods && t.Namespace != kubernetes })
 		if len(tasks) > 0 {
 			d.refuseOrWarn(d.opt.WithRunningPods, Item{
-				Kind: KindUnit, Path: unit, Origin: c.origin,
+				Kind: KindUnit, Path: unit, Origin: c.origin, Drain: l.drainable(tasks),
 				Reason: fmt.Sprintf("%s would change from %s to %s under %s: %s", c.what, c.old, c.now, l.describe(tasks), c.then),
 				Hint:   "drain the node and stop its pods first, or keep the old value; --with-running-pods goes on all the same",
 			})
@@ -85,7 +85,7 @@ func (d *differ) refuseOrWarn(allowed bool, it Item) {
 		d.plan.Warnings.Warnf(it.Origin, "", "%s: %s", it.Path, it.Reason)
 		return
 	}
-	it.Action, it.Drain = Refuse, true
+	it.Action = Refuse
 	d.add(it)
 }
 
@@ -104,7 +104,7 @@ func (d *differ) restart(after outlook, unit string, l looked) error {
 		file = fragments[0].Path
 	}
 	if mode, from := systemd.KillMode(fragments); systemd.KillsContainers(mode) {
-		it := Item{Kind: KindUnit, Path: unit, Reason: fmt.Sprintf("a restart would kill %s: %s", l.describe(l.tasks), blame("KillMode", mode, from.Path, file))}
+		it := Item{Kind: KindUnit, Path: unit, Drain: l.drainable(l.tasks), Reason: fmt.Sprintf("a restart would kill %s: %s", l.describe(l.tasks), blame("KillMode", mode, from.Path, file))}
 		it.Hint = fmt.Sprintf("remove KillMode from %s or set it to process there; --force-restart kills them", cmp.Or(from.Path, file))
 		if from.Path == "" {
 			it.Hint = fmt.Sprintf("set KillMode=process in %s; --force-restart kills them", file)
@@ -146,6 +146,9 @@ func blame(key, value, from, file string) string {
 func (d *differ) goBack(it *Item, l looked) {
 	since := d.receipt.installed("containerd").since(d.receipt)
 	reason := downgrade(it.OldVersion, it.NewVersion, since, l.containers)
+	drain := l.err == nil && !slices.ContainsFunc(l.containers, func(c daemon.Container) bool {
+		return c.Namespace != kubernetes && !c.Created.Before(since)
+	})
 	switch {
 	case l.err == nil:
 	case len(l.tasks) > 0:
@@ -156,7 +159,7 @@ func (d *differ) goBack(it *Item, l looked) {
 	}
 	if reason != "" {
 		d.refuseOrWarn(d.opt.WithRunningPods, Item{
-			Kind: KindArtifact, Path: it.Path, Origin: it.Origin, Reason: reason,
+			Kind: KindArtifact, Path: it.Path, Origin: it.Origin, Drain: drain, Reason: reason,
 			Hint: "drain the node and remove its pods first; --with-running-pods goes on all the same",
 		})
 	}
@@ -276,6 +279,12 @@ func look(ctx context.Context, root *host.Root, asked Daemon, want desired.Daemo
 		}
 	}
 	return l, nil
+}
+
+// drainable holds where nothing but pods is in the way, and a daemon answers that can
+// remove them: no drain ends what others started.
+func (l looked) drainable(tasks []daemon.Task) bool {
+	return l.err == nil && !slices.ContainsFunc(tasks, func(t daemon.Task) bool { return t.Namespace != kubernetes })
 }
 
 // describe says how many containers tasks are, and whose.

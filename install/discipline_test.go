@@ -327,17 +327,104 @@ SystemdCgroup = `
 			}
 			plan := n.diff()
 			says(t, refusals(plan), c.refused...)
-			// Who carries nodeprep about can drain the node then.
-			for _, it := range plan.Items {
-				if (it.Action == Refuse) != it.Drain {
-					t.Errorf("%s %s: %s: drain %v", it.Action, it.Path, it.Reason, it.Drain)
-				}
-			}
 			var warned []string
 			for _, w := range plan.Warnings {
 				warned = append(warned, w.Message)
 			}
 			says(t, warned, c.warned...)
+		})
+	}
+}
+
+// Who carries nodeprep about learns from the plan which refusals a drain ends.
+func TestDrainEndsWhatPodsAloneAreInTheWayOf(t *testing.T) {
+	const unit = "unit containerd.service"
+	pods := func(_ *node, f *runtimeFake) { f.tasks = f.tasks[:4] }
+	minor := func(n *node, f *runtimeFake) {
+		n.file("/etc/containerd/config.toml").Content = []byte("version = 2\n")
+		version := func(v string) {
+			n.state.Artifacts[0].Version, n.state.Artifacts[0].Files = v, []string{"containerd-" + v + ".tar.gz"}
+			n.state.Daemon.Version = v
+		}
+		version("2.0.0")
+		n.opt.Daemon = n.daemon
+		n.apply()
+		version("1.0.0")
+		n.opt.Daemon = f
+		f.containers = twoPods(time.Now().Add(time.Hour)).containers[:4]
+	}
+	for name, c := range map[string]struct {
+		files  map[string]string
+		change func(*node, *runtimeFake)
+		want   map[string]bool // by refused item: whether a drain ends it
+	}{
+		"pods": {change: pods, want: map[string]bool{unit: true}},
+		"a container of no pod": {
+			want: map[string]bool{unit: false},
+		},
+		"one of no pod, where only pods count": {
+			change: func(n *node, _ *runtimeFake) {
+				n.file("/etc/containerd/config.toml").Content = []byte("version = 2\n[plugins.'io.containerd.grpc.v1.cri'.containerd]\nsnapshotter = 'zfs'\n")
+			},
+			want: map[string]bool{unit: true},
+		},
+		"a daemon that can remove none": {
+			change: func(n *node, f *runtimeFake) {
+				f.err = errors.New("hangs")
+				n.write("/proc/60/comm", "containerd-shim\n")
+				n.write("/proc/60/cmdline", "containerd-shim-runc-v2\x00-namespace\x00k8s.io\x00-id\x00p1\x00")
+			},
+			want: map[string]bool{unit: false},
+		},
+		"a restart that kills pods": {
+			files: map[string]string{"/etc/systemd/system/containerd.service.d/99-site.conf": "[Service]\nKillMode=mixed\n"},
+			change: func(n *node, f *runtimeFake) {
+				pods(n, f)
+				n.file("/etc/containerd/config.toml").Content = []byte("version = 2\noom_score = -1\n")
+			},
+			want: map[string]bool{unit: true},
+		},
+		"a restart that kills another container": {
+			files: map[string]string{"/etc/systemd/system/containerd.service.d/99-site.conf": "[Service]\nKillMode=mixed\n"},
+			change: func(n *node, _ *runtimeFake) {
+				n.file("/etc/containerd/config.toml").Content = []byte("version = 2\noom_score = -1\n")
+			},
+			want: map[string]bool{unit: false},
+		},
+		"a file that is not ours beside it": {
+			change: func(n *node, f *runtimeFake) {
+				pods(n, f)
+				n.write("/etc/foreign", "theirs\n")
+				n.state.Files = append(n.state.Files, desired.File{Path: "/etc/foreign", Content: []byte("ours\n"), Mode: 0o644})
+			},
+			want: map[string]bool{unit: true, "file /etc/foreign": false},
+		},
+		"an older minor under pods": {change: minor, want: map[string]bool{"artifact containerd": true}},
+		"an older minor under another container": {
+			change: func(n *node, f *runtimeFake) {
+				minor(n, f)
+				f.containers = twoPods(time.Now().Add(time.Hour)).containers
+			},
+			want: map[string]bool{"artifact containerd": false},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n, f := applied(t, c.files)
+			n.file("/etc/containerd/config.toml").Content = []byte("version = 2\nroot = '/data'\n")
+			if c.change != nil {
+				c.change(n, f)
+			}
+			got := map[string]bool{}
+			for _, it := range n.diff().Items {
+				if it.Action == Refuse {
+					got[fmt.Sprintf("%s %s", it.Kind, it.Path)] = it.Drain
+				} else if it.Drain {
+					t.Errorf("%s %s would end with a drain, and is not refused", it.Action, it.Path)
+				}
+			}
+			if diff := cmp.Diff(c.want, got); diff != "" {
+				t.Errorf("refused, and whether a drain ends it (-want +got):\n%s", diff)
+			}
 		})
 	}
 }

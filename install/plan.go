@@ -63,7 +63,8 @@ type Item struct {
 	// would.
 	Adoptable bool   `json:"adoptable,omitempty"`
 	Hint      string `json:"hint,omitempty"`
-	// Drain tells of a refused item that it is allowed once no container runs here.
+	// Drain tells of a refused item that pods alone stand in its way, those of a DaemonSet
+	// and static ones as well: with the node drained and these removed it is allowed.
 	Drain bool `json:"drain,omitempty"`
 
 	file     *desired.File

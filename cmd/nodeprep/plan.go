@@ -128,7 +128,11 @@ func (a *app) planCommand() *cobra.Command {
 		Use:   "plan",
 		Short: "Show what apply would change, file by file, and why",
 		Long: `plan compares the host with the profile and changes nothing. It exits with 0 when there is nothing to do
-and with 3 when something differs. Secrets are masked.`,
+and with 3 when something differs. Secrets are masked.
+
+In -o json an item that apply would refuse has "action": "refuse". With "adoptable": true --adopt takes the file over; with "drain": true pods
+alone are in the way, those of a DaemonSet and static ones too: when the node is drained and these are removed, apply goes on.
+What else made a container in their namespace, k8s.io (ctr, nerdctl), counts as a pod, and neither a drain nor crictl removes it.`,
 		Example: `  nodeprep plan -f node.yaml
   nodeprep plan -f node.yaml --root /mnt/image --arch arm64 --artifacts ./artifacts -o json`,
 		Args: noArgs,

@@ -46,7 +46,8 @@ func (m *Machine) OpenSSH(ctx context.Context, user, public string) (SSH, error)
 		return SSH{}, err
 	}
 	// The saved machine's card is down. QEMU's network is 10.0.2.0/24, and its own end .2.
-	r, err := m.Sh(ctx, fmt.Sprintf(`card=$(ls /sys/class/net | grep -v ^lo$)
+	r, err := m.Sh(ctx, fmt.Sprintf(`set -e
+card=$(ls /sys/class/net | grep -v ^lo$)
 ip addr add 10.0.2.15/24 dev $card
 ip link set $card up
 useradd --create-home --shell /bin/bash %[1]s

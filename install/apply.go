@@ -124,6 +124,10 @@ type ApplyOptions struct {
 	Version  string
 	Profiles []string
 	Profile  json.RawMessage
+	// AtBoot says that a machine does this by itself: whoever works on the root is waited for,
+	// a minute. UserData goes into the receipt.
+	AtBoot   bool
+	UserData BootDigests
 	// Artifacts may be nil when the plan unpacks none.
 	Artifacts Artifacts
 	// Preflight is asked before anything is written; nil asks nothing.
@@ -276,7 +280,12 @@ func Apply(ctx context.Context, h *host.Host, plan *Plan, opt ApplyOptions) (*Re
 	}
 	var unlock func()
 	err = r.phase(PhaseLock, func() (err error) {
-		if unlock, err = Lock(r.root); err != nil {
+		if opt.AtBoot {
+			unlock, err = lockForBoot(ctx, r.root)
+		} else {
+			unlock, err = Lock(r.root)
+		}
+		if err != nil {
 			return err
 		}
 		return r.refresh(ctx)

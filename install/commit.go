@@ -650,7 +650,7 @@ func (r *run) newReceipt() (*Receipt, error) {
 	old := r.plan.receipt
 	rec := &Receipt{
 		Format: receiptFormat, ID: r.id, Generation: r.j.To, Nodeprep: r.opt.Version, Time: r.h.Now().UTC(),
-		Arch: r.plan.state.Arch, Profiles: r.opt.Profiles, Profile: r.opt.Profile, Salt: r.staging.salt, Images: r.images, Daemon: r.plan.state.Daemon,
+		Arch: r.plan.state.Arch, Profiles: r.opt.Profiles, Profile: r.opt.Profile, UserData: r.opt.UserData, Salt: r.staging.salt, Images: r.images, Daemon: r.plan.state.Daemon,
 		Generations: r.plan.state.Generations, Tops: r.farTops(),
 	}
 	for _, u := range r.plan.state.Units {

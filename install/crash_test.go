@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -901,13 +902,24 @@ func (m *matrix) nothingToDo(t *testing.T, op *operation, root string, isNew boo
 // workers is how many children run side by side.
 const workers = 2
 
-// stride is by how much a test goes through its points: all of them, unless in a hurry.
+// everyNth makes the crash matrix and its kin coarser where -short would be too coarse.
+var everyNth = flag.Int("points", 1, "test every `N`th point only")
+
+// stride is by how much a test goes through its points: all of them, unless in a hurry. What
+// is killed here has hardly two threads, so that the race detector sees the fewest.
 func stride(t *testing.T, hurried int) int {
-	if testing.Short() {
-		t.Logf("-short: only every %dth point is tested", hurried)
-		return hurried
+	t.Helper()
+	step := max(*everyNth, 1)
+	switch {
+	case testing.Short() && underRace:
+		step = 3 * hurried
+	case testing.Short():
+		step = hurried
 	}
-	return 1
+	if step > 1 {
+		t.Logf("only every %dth point is tested", step)
+	}
+	return step
 }
 
 // TestCrashMatrix kills every operation at every point. A point is a moment right before
@@ -930,8 +942,8 @@ func TestCrashMatrix(t *testing.T) {
 func TestCrashMatrixOfFilesystems(t *testing.T) {
 	m := newMatrix(t, "/usr", "/opt", "/var")
 	step := stride(t, 61)
-	if step == 1 {
-		step = 19
+	if !testing.Short() {
+		step *= 19
 	}
 	t.Logf("every %dth point is tested", step)
 	for _, verb := range []string{"install", "upgrade", "rollback", "uninstall"} {
@@ -954,8 +966,8 @@ func TestCrashMatrixOfBundles(t *testing.T) {
 		t.Run(string(tt.source), func(t *testing.T) {
 			m := newMatrixFrom(t, tt.source)
 			step := stride(t, tt.hurrying)
-			if step == 1 {
-				step = tt.step
+			if !testing.Short() {
+				step *= tt.step
 			}
 			t.Logf("every %dth point is tested", step)
 			for _, verb := range tt.verbs {

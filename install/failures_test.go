@@ -564,10 +564,7 @@ func TestGuardStopsTheRestart(t *testing.T) {
 // TestEachWriteFails of a run on a live node: before the point of no return it is the old
 // one, after it the new one as soon as somebody tidies up.
 func TestEachWriteFails(t *testing.T) {
-	step := int64(1)
-	if testing.Short() {
-		step = 7
-	}
+	step := int64(stride(t, 7))
 	for _, verb := range []string{"install", "upgrade", "rollback", "uninstall"} {
 		t.Run(verb, func(t *testing.T) {
 			m, do := newMachine(t, verb)

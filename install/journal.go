@@ -664,10 +664,19 @@ func (r *run) endJournal() error {
 		if err != nil {
 			return err
 		}
+		result, err := r.keepResult(state)
+		if err != nil {
+			return err
+		}
+		if len(others) > 0 {
+			r.left = append(r.left, r.shown(state)+" stays: something else was put there meanwhile")
+		}
+		if result != "" {
+			others = append(others, result)
+		}
 		if len(others) == 0 {
 			return r.vanish(r.j.Made)
 		}
-		r.left = append(r.left, r.shown(state)+" stays: something else was put there meanwhile")
 		return r.clearOut(state, others)
 	}
 	if err := r.w.remove(filepath.Join(state, "journal.json")); err != nil {

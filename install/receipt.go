@@ -62,6 +62,9 @@ type Receipt struct {
 	// without secrets.
 	Profiles []string        `json:"profiles,omitempty"`
 	Profile  json.RawMessage `json:"profile,omitempty"`
+	// UserData has the digests of the user-data that this was applied for, and of its bundle
+	// where one was given; none where somebody applied it otherwise, or went back.
+	UserData BootDigests `json:"userData,omitzero"`
 	// Salt goes before the content into salted digests; hex.
 	Salt      string      `json:"salt"`
 	Owned     []Owned     `json:"owned"`

@@ -65,16 +65,30 @@ type BootResult struct {
 	// Receipt is the ID of the host's receipt after the run, Generation its number.
 	Receipt    string `json:"receipt,omitempty"`
 	Generation int    `json:"generation,omitempty"`
+	// Applied is that receipt's time. It tells an apply by somebody else from a first boot,
+	// which gives the receipt another ID when it notes what it has done.
+	Applied time.Time `json:"applied,omitzero"`
+	// Otherwise says that somebody had applied something else by then, for which user-data is
+	// left alone until this result goes.
+	Otherwise bool `json:"otherwise,omitempty"`
 	// Made counts the directories that were made to hold this file, StateDir the innermost.
 	// WriteResult keeps it.
 	Made int `json:"made,omitempty"`
+	// Earlier is the last result of the other verb, which has none itself; nil where there is
+	// none. WriteResult keeps it.
+	Earlier *BootResult `json:"earlier,omitempty"`
 }
 
 // BootDigests are sha256, lower-case hex; "" of what was not used.
 type BootDigests struct {
-	Profile  string `json:"profile,omitempty"`
-	Bundle   string `json:"bundle,omitempty"`
-	Nodeprep string `json:"nodeprep,omitempty"`
+	// Profile is, of user-data, what sha256sum(1) prints of what it prints of the profile
+	// and what that names; of a first boot, the receipt's flattened profile as compact JSON.
+	Profile string `json:"profile,omitempty"`
+	// Bundle is the bundle's file, where its digest was given. BundleIndex is its image index,
+	// by which registries know it.
+	Bundle      string `json:"bundle,omitempty"`
+	BundleIndex string `json:"bundleIndex,omitempty"`
+	Nodeprep    string `json:"nodeprep,omitempty"`
 }
 
 // AuditCount counts what the audit found, by verdict. Failing has the IDs of the required
@@ -91,6 +105,26 @@ type AuditCount struct {
 // Done says that nothing is left to do: a run that failed, or whose audit did, is made again
 // at the next boot. A nil result is not done.
 func (r *BootResult) Done() bool { return r != nil && r.Outcome != BootFailed && r.ExitCode == 0 }
+
+// Of is the last result of a verb, nil where there is none.
+func (r *BootResult) Of(verb BootVerb) *BootResult {
+	if r != nil && r.Verb != verb {
+		r = r.Earlier
+	}
+	if r == nil || r.Verb != verb {
+		return nil
+	}
+	return r
+}
+
+// Saw says whether a receipt is of the apply that was the last one when this result was
+// written, or there was none then either.
+func (r *BootResult) Saw(rec *Receipt) bool {
+	if rec == nil {
+		return r.Generation == 0 && r.Applied.IsZero()
+	}
+	return r.Generation == rec.Generation && r.Applied.Equal(rec.Time)
+}
 
 // ReadResult returns the root's result, nil when there is none. One of a newer nodeprep is
 // refused with the version that wrote it.
@@ -110,23 +144,26 @@ func ReadResult(root *host.Root) (*BootResult, error) {
 		return nil, fmt.Errorf("read result %s: it has format %d, written by nodeprep %s, and this one knows up to %d; use nodeprep %s or newer",
 			ResultPath, r.Format, r.Nodeprep, resultFormat, r.Nodeprep)
 	}
+	if r.Earlier != nil {
+		r.Earlier.Earlier = nil
+		if r.Earlier.Verb == r.Verb {
+			r.Earlier = nil
+		}
+	}
 	return r, nil
 }
 
 // WriteResult replaces the host's result, durably, mode 0600. It makes StateDir where that is
-// not there, which the next apply then takes for its own. Format, Boot, Receipt and
-// Generation are filled in where they are zero; Ended and Seconds are the caller's. It
+// not there, which the next apply then takes for its own. Format, Earlier and Made are
+// filled in, and Boot, Receipt, Generation and Applied where they are zero; Ended and
+// Seconds are the caller's. It
 // waits a minute for whoever works on the root: at boot nobody runs it again.
 func WriteResult(ctx context.Context, h *host.Host, res *BootResult) error {
 	return writeResult(ctx, h, res, nil)
 }
 
 func writeResult(ctx context.Context, h *host.Host, res *BootResult, w *writer) error {
-	unlock, err := func() (func(), error) {
-		ctx, cancel := context.WithTimeout(ctx, lockTimeout)
-		defer cancel()
-		return lockAtBoot(ctx, h.Root)
-	}()
+	unlock, err := lockForBoot(ctx, h.Root)
 	if err != nil {
 		return fmt.Errorf("write result: %w", err)
 	}
@@ -140,14 +177,17 @@ func writeResult(ctx context.Context, h *host.Host, res *BootResult, w *writer) 
 		return fmt.Errorf("write result: %w", err)
 	}
 	if rec != nil && res.Receipt == "" {
-		res.Receipt, res.Generation = rec.ID, rec.Generation
+		res.Receipt, res.Generation, res.Applied = rec.ID, rec.Generation, rec.Time
 	}
 	if res.Boot == "" && r.root.Live() {
 		res.Boot = bootID(r.root)
 	}
-	res.Format, res.Made = resultFormat, 0
+	res.Format, res.Made, res.Earlier = resultFormat, 0, nil
 	if was := r.lastResult(); was != nil {
-		res.Made = was.Made
+		res.Made, res.Earlier = was.Made, was.Earlier
+		if was.Verb != res.Verb {
+			was.Earlier, was.Made, res.Earlier = nil, 0, was
+		}
 	}
 	if err := r.sweep(); err != nil {
 		return fmt.Errorf("write result: %w", err)
@@ -196,6 +236,24 @@ func (r *run) madeForResult(state string) []string {
 		made = slices.Insert(made, 0, r.shown(dir))
 	}
 	return made
+}
+
+// keepResult keeps the result, where there is one, when all else in StateDir goes with a run
+// that was put back: it is how the boot before that is told of. It returns its place, "" for
+// none. The directories that the run made are its from then on.
+func (r *run) keepResult(state string) (string, error) {
+	res := r.lastResult()
+	if res == nil {
+		return "", nil
+	}
+	name := filepath.Base(ResultPath)
+	if res.Made < len(r.j.Made) {
+		res.Made = len(r.j.Made)
+		if err := r.replaceOwn(name, res); err != nil {
+			return "", err
+		}
+	}
+	return filepath.Join(state, name), nil
 }
 
 // makeState makes StateDir, with a file in it, where it is not there: by one rename, so that

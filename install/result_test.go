@@ -61,6 +61,23 @@ func TestResult(t *testing.T) {
 	if got, err := ReadResult(n.h.Root); err != nil || got.Error != "stage: it broke" || got.Done() {
 		t.Errorf("replaced: %+v, %v", got, err)
 	}
+	// The other verb's last one stays beside it, once.
+	for _, verb := range []BootVerb{VerbFirstBoot, VerbFirstBoot, VerbCloudInit, VerbFirstBoot} {
+		res := aResult(BootDone)
+		if res.Verb = verb; verb == VerbCloudInit {
+			res.Error = "again"
+		}
+		if err := WriteResult(t.Context(), n.h, res); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err = ReadResult(n.h.Root)
+	if err != nil || got.Verb != VerbFirstBoot || got.Of(VerbFirstBoot) != got || got.Of(VerbCloudInit) == nil || got.Earlier.Error != "again" || got.Earlier.Earlier != nil {
+		t.Errorf("after both: %+v, %v", got, err)
+	}
+	if !got.Saw(rec) || !got.Earlier.Saw(rec) || got.Saw(nil) {
+		t.Errorf("%+v was of %+v", got, rec)
+	}
 	n.write(ResultPath, `{"format": 2, "nodeprep": "9.0.0"}`)
 	if _, err := ReadResult(n.h.Root); err == nil || !strings.Contains(err.Error(), "nodeprep 9.0.0 or newer") {
 		t.Errorf("of a newer nodeprep: %v", err)
@@ -71,6 +88,39 @@ func TestResult(t *testing.T) {
 	}
 	if err := WriteResult(t.Context(), n.h, aResult(BootDone)); err != nil {
 		t.Errorf("over one that cannot be read: %v", err)
+	}
+}
+
+// A receipt says for which user-data it was written, while it is the one that that asked for;
+// and a result knows it from one that somebody else made since.
+func TestReceiptOfUserData(t *testing.T) {
+	n := newNode(t)
+	n.opt.UserData = BootDigests{Profile: strings.Repeat("a", 64), Bundle: strings.Repeat("b", 64)}
+	n.apply()
+	if diff := cmp.Diff(n.opt.UserData, n.receipt().UserData); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	res := aResult(BootDone)
+	if err := WriteResult(t.Context(), n.h, res); err != nil {
+		t.Fatal(err)
+	}
+	// A first boot's note in the receipt is nobody's apply.
+	r := newRun(n.h, &Plan{}, ApplyOptions{})
+	if err := r.replaceReceipt(n.receipt()); err != nil {
+		t.Fatal(err)
+	}
+	if now := n.receipt(); now.ID == res.Receipt || !res.Saw(now) || now.UserData.Profile == "" {
+		t.Errorf("%+v, and the result has %s", now, res.Receipt)
+	}
+	n.opt.UserData = BootDigests{}
+	n.state.Files = n.state.Files[:len(n.state.Files)-1]
+	n.apply()
+	if now := n.receipt(); now.UserData != (BootDigests{}) || res.Saw(now) {
+		t.Errorf("applied otherwise: %+v", now)
+	}
+	n.rollback(1)
+	if now := n.receipt(); now.UserData != (BootDigests{}) || res.Saw(now) {
+		t.Errorf("back: %+v", now)
 	}
 }
 
@@ -96,6 +146,18 @@ func TestResultBeforeTheFirstApply(t *testing.T) {
 				if err := WriteResult(t.Context(), n.h, aResult(BootFailed)); err != nil {
 					t.Fatal(err)
 				}
+				n.noDebris()
+				// What failed after that, tried by hand, does not take away why the boot did.
+				n.opt.writer = failing(func(op, path string) error {
+					if op == "rename" && strings.HasSuffix(path, "receipt.json") {
+						return unix.EIO
+					}
+					return nil
+				})
+				if _, err := n.tryApply(t.Context()); err == nil {
+					t.Fatal("it did not fail")
+				}
+				n.opt.writer = nil
 				n.noDebris()
 				if got, err := ReadResult(n.h.Root); err != nil || got.Outcome != BootFailed {
 					t.Fatal(got, err)

@@ -7,7 +7,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -532,6 +534,38 @@ func TestLockAtBoot(t *testing.T) {
 	unlock()
 	if err := <-done; err != nil {
 		t.Errorf("recover = %v", err)
+	}
+	// So does an apply that a machine starts by itself, and no other.
+	if unlock, err = Lock(n.h.Root); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.tryApply(t.Context()); !errors.As(err, &taken) {
+		t.Errorf("apply = %v", err)
+	}
+	n.opt.AtBoot = true
+	plan := n.diff()
+	go func() {
+		_, err := Apply(t.Context(), n.h, plan, n.opt)
+		done <- err
+	}()
+	waits := regexp.MustCompile(`(?m)^\d+: -> FLOCK +ADVISORY +WRITE ` + strconv.Itoa(os.Getpid()) + ` `)
+	for ask := time.NewTicker(time.Millisecond); ; <-ask.C {
+		locks, rerr := os.ReadFile("/proc/locks")
+		if rerr != nil {
+			t.Fatal(rerr)
+		}
+		if waits.Match(locks) {
+			break
+		}
+		select {
+		case err := <-done:
+			t.Fatalf("apply = %v, and waited for nobody", err)
+		default:
+		}
+	}
+	unlock()
+	if err := <-done; err != nil {
+		t.Errorf("apply = %v", err)
 	}
 	// Nobody keeps it, neither who waited nor who had given up waiting.
 	if unlock, err = lockAtBoot(t.Context(), n.h.Root); err != nil {

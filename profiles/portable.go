@@ -69,6 +69,13 @@ func (p *Profile) Portable(opt PortableOptions) (*Portable, diag.List) {
 	if opt.Bundled {
 		bare.Extends, bare.Images = BundleName, nil
 	}
+	if opt.Bundled {
+		for field, n := range map[string]int{"images": len(p.Images), "sources": len(p.Sources)} {
+			if n > 0 {
+				c.list.Warnf(c.origins.Origin(field), "put it into the profile that the bundle is made of", "with a bundle this counts for nothing: %s are the bundle's", field)
+			}
+		}
+	}
 	flat, _ := f.value(reflect.ValueOf(bare), "", nil).(map[string]any)
 	flat["apiVersion"], flat["kind"] = APIVersion, Kind
 	for _, ref := range opt.Pulled {

@@ -26,7 +26,8 @@ const (
 // containerd does not start, the unit runs all the same and says so, instead of being left
 // out. The kubelet is ordered behind it: it finds its sandbox image there. The kubelet does
 // not require it either: a node whose first boot fails goes on, and the next boot tries
-// again. No network is waited for, and none is used.
+// again. No network is waited for, and none is used; nor is time-sync.target, whose units
+// wait without a deadline.
 //
 // The unit stays when all is done: neither of its conditions holds then, and every later
 // boot passes it over. One would do for an image; a rollback of a disk that does not run
@@ -38,7 +39,7 @@ func FirstBootUnit(origin diag.Origin) desired.File {
 		{Section: "Unit", Name: "ConditionPathExists", Value: "|" + FirstBootMarker},
 		{Section: "Unit", Name: "ConditionDirectoryNotEmpty", Value: "|" + FirstBootImages},
 		{Section: "Unit", Name: "Wants", Value: UnitName},
-		{Section: "Unit", Name: "After", Value: RecoverUnitName + " " + UnitName + ""},
+		{Section: "Unit", Name: "After", Value: RecoverUnitName + " " + UnitName},
 		{Section: "Unit", Name: "Before", Value: "kubelet.service"},
 		{Section: "Unit", Name: "RequiresMountsFor", Value: "/usr/local/bin /var/lib/nodeprep"},
 		{Section: "Service", Name: "Type", Value: "oneshot"},

@@ -18,6 +18,7 @@ import (
 	"gopkg.in/yaml.v3"
 
 	"github.com/nodeprep/nodeprep/checks"
+	"github.com/nodeprep/nodeprep/install"
 	"github.com/nodeprep/nodeprep/internal/diag"
 	"github.com/nodeprep/nodeprep/internal/host"
 )
@@ -58,8 +59,10 @@ type app struct {
 	out *results
 	env func(string) (string, bool)
 
-	profile   string
-	lock      string
+	profile string
+	lock    string
+	// noLock leaves out a lock that lies beside the profile.
+	noLock    bool
 	root      string
 	artifacts []string
 	offline   bool
@@ -81,6 +84,9 @@ type app struct {
 	result any
 	// structured remembers that output is a format for machines.
 	structured bool
+	// unattended is what a machine that starts a run by itself does it for; nil where somebody
+	// runs it.
+	unattended *install.BootDigests
 	// changed remembers that the verb has done something to the host.
 	changed bool
 }

@@ -128,6 +128,12 @@ func (a *app) apply(ctx context.Context, o planFlags, skip []string) error {
 			return nil
 		},
 	}
+	if a.unattended != nil {
+		opt.AtBoot, opt.UserData = true, *a.unattended
+		if a.source.bundle != nil {
+			opt.UserData.BundleIndex = a.source.bundle.Digest().Encoded()
+		}
+	}
 	done, err := install.Apply(ctx, p.host, plan, opt)
 	progress.finish()
 	if done != nil {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/nodeprep/nodeprep/internal/diag"
 	"github.com/nodeprep/nodeprep/internal/host"
 	"github.com/nodeprep/nodeprep/profiles"
 	"github.com/nodeprep/nodeprep/render/cloudinit"
@@ -113,14 +114,14 @@ func (a *app) cloudInitCommand() *cobra.Command {
 nodeprep is on the image already, as /usr/local/bin/nodeprep, and release files come from the profile's sources or upstream.
 
 With a bundle the profile of -f goes over the bundle's own, and images and release files are the bundle's; without -f
-the bundle's profile is used as it is. --bundle-device with --binary-sha256 and without --binary-url takes the program from that disk, too: the
+the bundle's profile is used as it is. A disk without --bundle-sha256 is trusted by its label alone. --bundle-device with --binary-sha256 and without --binary-url takes the program from that disk, too: the
 file ` + cloudinit.ProgramFile + `.
 
 User-data is no place for secrets: what is secret is refused with its lines, unless --with-secrets is given. More than 16 KiB are
 refused, since cloud platforms take no more. docs/cloud-init.md has the rest.`,
 		Example: `  nodeprep cloud-init -f node.yaml > user-data
   nodeprep cloud-init -f local.yaml --bundle-url https://boot.example.com/node.bundle --bundle-sha256 ` + exampleSum + ` > user-data
-  nodeprep cloud-init --bundle-device NODEPREP --binary-sha256 ` + exampleSum + ` > user-data`,
+  nodeprep cloud-init --bundle-device NODEPREP --bundle-sha256 ` + exampleSum + ` --binary-sha256 ` + exampleSum + ` > user-data`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return nil
@@ -158,6 +159,9 @@ func (a *app) cloudInit(ctx context.Context, o cloudInitFlags) error {
 	files, err := a.cloudInitFiles(ctx, o)
 	if err != nil {
 		return err
+	}
+	if o.device != "" && o.sha256 == "" {
+		a.warn(diag.List{{Severity: diag.Warning, Message: "--bundle-device without --bundle-sha256: until the node is made, whoever plugs in a disk with the label " + o.device + " decides what is installed as root"}})
 	}
 	doc, err := cloudinit.UserData(cloudinit.Input{
 		Files: files, Version: plainVersion(), Wait: o.wait,

@@ -25,7 +25,7 @@ func TestDocumentedCommands(t *testing.T) {
 	total := 0
 	dir := t.TempDir()
 	var files []string
-	for _, doc := range append(docs, "../../README.md", "../../CONTRIBUTING.md", "../../examples/README.md", "../../examples/golden/README.md", "../../examples/ansible/README.md") {
+	for _, doc := range append(docs, "../../README.md", "../../CONTRIBUTING.md", "../../examples/README.md", "../../examples/golden/README.md", "../../examples/ansible/README.md", "../../examples/cloud-init/README.md") {
 		commands := shellCommands(t, doc)
 		total += len(commands)
 		if len(commands) == 0 {

@@ -82,6 +82,7 @@ func (a *app) firstBoot(ctx context.Context) error {
 	if err == nil && !result.Waited {
 		return nil
 	}
+	a.awaitTime(ended, t.host, timeAwaited)
 	audit := &applyResult{}
 	bad := a.auditApplied(ended, t, audit)
 	result.Audit = audit.Audit
@@ -157,26 +158,15 @@ func (a *app) auditApplied(ctx context.Context, t *target, result *applyResult) 
 func firstBootOutcome(t *target, began time.Time, r firstBootResult, err error) *install.BootResult {
 	out := &install.BootResult{
 		Verb: install.VerbFirstBoot, Nodeprep: versionString(), Began: began.UTC(), Ended: time.Now().UTC(), Seconds: time.Since(began).Seconds(),
-		Outcome: install.BootDone, ExitCode: exitCode(err), Versions: map[string]string{},
+		Outcome: install.BootDone,
 	}
-	if err != nil {
-		out.Error = err.Error()
-		if out.ExitCode != exitDiffers {
-			out.Outcome = install.BootFailed
-		}
+	receipt, rerr := readReceipt(t.root)
+	if rerr != nil {
+		receipt = nil
 	}
-	if len(r.Audit) > 0 {
-		out.Audit = countAudit(r.Audit)
-	}
-	receipt, err := readReceipt(t.root)
-	if err != nil || receipt == nil {
-		return out // what is not to be read is in the error already
-	}
-	for _, x := range receipt.Artifacts {
-		out.Versions[x.Component] = x.Version
-	}
-	if own := receipt.Find(systemd.Program); own != nil {
-		out.Digests.Nodeprep = own.SHA256
+	bootOutcome(out, receipt, r.Audit, err)
+	if receipt == nil {
+		return out
 	}
 	var flat bytes.Buffer
 	if err := json.Compact(&flat, receipt.Profile); err == nil {

@@ -30,11 +30,13 @@ func (a *app) lockFlag(cmd *cobra.Command) {
 }
 
 // lockName is where a profile's lock is: --lock, or beside the profile; "" for a profile
-// that is no file.
+// that is no file, and where none is to be taken from there.
 func (a *app) lockName(profileName string) string {
 	switch {
 	case a.lock != "":
 		return a.lock
+	case a.noLock:
+		return ""
 	case profileName == "-" || profileName == profiles.BundleName || slices.Contains(profiles.BuiltIns(), profileName):
 		return ""
 	}

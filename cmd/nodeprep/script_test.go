@@ -17,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -122,11 +123,15 @@ func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
 				ts.Check(os.WriteFile(f, data, 0o644))
 			}
 		},
-		// lines FILE N checks the number of lines.
+		// lines FILE N [REGEXP] checks the number of lines, or of matches.
 		"lines": func(ts *testscript.TestScript, _ bool, args []string) {
 			text := ts.ReadFile(args[0])
-			if got := fmt.Sprint(strings.Count(text, "\n")); got != args[1] {
-				ts.Fatalf("%s has %s lines, want %s:\n%s", args[0], got, args[1], text)
+			got, what := strings.Count(text, "\n"), "lines"
+			if len(args) > 2 {
+				got, what = len(regexp.MustCompile(args[2]).FindAllString(text, -1)), "times "+args[2]
+			}
+			if fmt.Sprint(got) != args[1] {
+				ts.Fatalf("%s has %d %s, want %s:\n%s", args[0], got, what, args[1], text)
 			}
 		},
 		// json FILE checks that a file is one JSON document.

@@ -2,11 +2,8 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"runtime"
 	"strings"
@@ -126,11 +123,11 @@ func verifyProgram(l release.Located, arch string) error {
 		return err
 	}
 	defer f.Close()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
+	got, err := sha256Of(f)
+	if err != nil {
 		return fmt.Errorf("verify %s: %w", l.Path, err)
 	}
-	if got := hex.EncodeToString(h.Sum(nil)); got != l.SHA256 {
+	if got != l.SHA256 {
 		return &release.DigestError{File: l.Path, Got: got, Want: l.SHA256, From: l.SHA256From}
 	}
 	if _, err := elf.Read(f, arch); err != nil {

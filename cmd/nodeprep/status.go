@@ -243,6 +243,9 @@ func (a *app) printBoot(r *install.BootResult) {
 		return
 	}
 	c, line := a.paint(a.out), fmt.Sprintf("%s at %s: %s after %.1f s", r.Verb, r.Began.Local().Format(time.DateTime), r.Outcome, r.Seconds)
+	if r.Otherwise {
+		line += ", since something else was applied"
+	}
 	if r.ExitCode != exitDone {
 		line = c.red(line + fmt.Sprintf(", exit code %d", r.ExitCode))
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/nodeprep/nodeprep/install"
+	"github.com/nodeprep/nodeprep/render/cloudinit"
 )
 
 func (a *app) uninstallCommand() *cobra.Command {
@@ -74,6 +75,9 @@ func (a *app) uninstall(ctx context.Context, o install.UninstallOptions, yes boo
 	}
 	if err := plan.Refusal(); err != nil {
 		return err
+	}
+	if fi, err := t.root.Lstat("/etc/systemd/system/multi-user.target.wants/" + cloudinit.UnitName); err == nil && fi != nil {
+		a.note("%s is enabled and applies its profile again at the next boot: systemctl disable %[1]s", cloudinit.UnitName)
 	}
 	if !yes && len(plan.Purges()) > 0 {
 		if err := a.confirmPurge(ctx, t, plan); err != nil {

@@ -30,12 +30,20 @@ fi
 # What must not be the same on two machines. nodeprep leaves nothing of that kind, but the
 # system's own packages do. An empty machine-id is made anew at boot (machine-id(5)).
 : >"$ROOT/etc/machine-id"
-rm -f "$ROOT/var/lib/dbus/machine-id" "$ROOT/var/lib/systemd/random-seed" "$ROOT/var/lib/systemd/credential.secret"
+rm -f "$ROOT/var/lib/dbus/machine-id"
+rm -f "$ROOT/var/lib/systemd/random-seed"
+rm -f "$ROOT/var/lib/systemd/credential.secret"
 rm -f "$ROOT"/etc/ssh/ssh_host_*
 
 # The node. Nothing in the folder is run for this, and nothing of this machine is changed.
 "$NODEPREP" apply --root "$ROOT" --arch "$ARCH" --bundle "$BUNDLE"
+# What a boot of this root came to, if it had one, is no other machine's.
+rm -f "$ROOT/var/lib/nodeprep/result.json"
 "$NODEPREP" status --root "$ROOT"
 
-rm -f "$IMAGE"
-mkfs.ext4 -q -L root -d "$ROOT" "$IMAGE" "$SIZE"
+# An image is there when it is whole: one of before stays until then.
+trap 'rm -f "$IMAGE.tmp"' EXIT
+trap 'exit 1' HUP INT TERM
+rm -f "$IMAGE.tmp"
+mkfs.ext4 -q -L root -d "$ROOT" "$IMAGE.tmp" "$SIZE"
+mv -f "$IMAGE.tmp" "$IMAGE"

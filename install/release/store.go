@@ -320,6 +320,16 @@ func mask(u *url.URL) string {
 	return shown.String()
 }
 
+// Shown is an address as messages and files may have it: without a password, and without its
+// query, which may hold a signature. What is no address is not shown.
+func Shown(address string) string {
+	u, err := url.Parse(address)
+	if err != nil {
+		return "an address that cannot be parsed"
+	}
+	return mask(u)
+}
+
 // similar lists files that may have been meant, for "no such file".
 func similar(names []string, want string) string {
 	stem := strings.TrimRight(want[:strings.IndexAny(want+"0", "0123456789.")], "-v")

@@ -120,7 +120,8 @@ func UserData(in Input) ([]byte, error) {
 	files := slices.Clone(in.Files)
 	files = append(files, File{UnitPath, in.unit(), 0o644}, File{ReportPath, in.report(), 0o755})
 	if in.ProgramSHA256 != "" {
-		files = append(files, File{FetchPath, in.fetch(), 0o644})
+		// Its address may be signed.
+		files = append(files, File{FetchPath, in.fetch(), 0o600})
 	}
 	doc, _, err := in.document(files, false)
 	if err != nil || len(doc) <= Limit {
@@ -152,13 +153,29 @@ func (in Input) document(files []File, packed bool) (doc []byte, sizes []int, er
 		}
 		list, sizes = append(list, n), append(sizes, size)
 	}
-	boot := sequence(sequence(text("sh"), text("-c"), literal(in.start())))
+	boot := sequence(sequence(text("sh"), text("-c"), literal(in.start(files))))
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "#cloud-config\n# made by nodeprep %s; sha256 of the profile and what it names: %s\n", in.Version, Digest(in.Files))
-	if err := encode(&b, mapping("bootcmd", boot, "write_files", sequence(list...))); err != nil {
+	if err := encode(&b, mapping("merge_how", beside(), "bootcmd", boot, "write_files", sequence(list...))); err != nil {
 		return nil, nil, err
 	}
 	return b.Bytes(), sizes, nil
+}
+
+// beside is how cloud-init merges this with the parts before it: lists are joined. By itself it
+// would replace theirs, without a word.
+func beside() *yaml.Node {
+	how := func(name string, settings ...string) *yaml.Node {
+		list := sequence()
+		list.Style = yaml.FlowStyle
+		for _, s := range settings {
+			list.Content = append(list.Content, text(s))
+		}
+		n := mapping("name", text(name), "settings", list)
+		n.Style = yaml.FlowStyle
+		return n
+	}
+	return sequence(how("list", "append"), how("dict", "no_replace", "recurse_list"))
 }
 
 // entry is a file as cloud-init's write_files has it.

@@ -24,9 +24,14 @@ const recipes = "../../examples/golden"
 
 // goldenDisk is a disk that the chroot recipe made, of a folder with the guest's system.
 // That has, beside it, a kubelet that says what it finds when it starts.
-func goldenDisk(t *testing.T, ctx context.Context, lab *vm.Lab, n node) string {
+func goldenDisk(t *testing.T, _ context.Context, lab *vm.Lab, n node) string {
 	t.Helper()
-	b := bundleOf(t, n)
+	return goldenImage(t, lab, lab.BaseDisk(), "amd64", bundleOf(t, n).file)
+}
+
+// goldenImage is such a disk for an arch, of a guest's raw disk and a bundle.
+func goldenImage(t *testing.T, lab *vm.Lab, base, arch, bundle string) string {
+	t.Helper()
 	dir, err := lab.Scratch()
 	if err != nil {
 		t.Fatal(err)
@@ -54,7 +59,7 @@ ln -s ../kubelet.service "$ROOT/etc/systemd/system/multi-user.target.wants/kubel
 		t.Fatal(err)
 	}
 	root, image := filepath.Join(dir, "root"), filepath.Join(dir, "golden.raw")
-	env := []string{"DIR=" + dir, "DISK=" + lab.BaseDisk(), "ROOT=" + root, "IMAGE=" + image, "SIZE=8G", "NODEPREP=" + lab.Nodeprep(), "BUNDLE=" + b.file}
+	env := []string{"DIR=" + dir, "DISK=" + base, "ROOT=" + root, "IMAGE=" + image, "SIZE=8G", "NODEPREP=" + lab.Nodeprep(), "BUNDLE=" + bundle, "ARCH=" + arch}
 	hostRun(t, env, 0, "unshare", "--mount", "--propagation", "private", "bash", "-euo", "pipefail", "-c", prepare)
 	hostRun(t, env, 0, "sh", recipe)
 	waiting, err := filepath.Glob(filepath.Join(root, "var/lib/nodeprep/images", "*.tar"))
@@ -230,6 +235,8 @@ func TestGoldenBuilder(t *testing.T) {
 	m.must("test ! -e /tmp/nodeprep && test ! -e /tmp/node.bundle && test ! -s /etc/machine-id")
 	m.must("test ! -e /var/lib/containerd && test ! -e /run/containerd && test -e /var/lib/nodeprep/firstboot")
 	m.must("! findmnt -rno TARGET | grep /tmp/tmp")
+	// Nor is there what would be the same on two machines, and shutting down does not bring it back.
+	m.must("for f in /var/lib/dbus/machine-id /var/lib/systemd/random-seed /var/lib/systemd/credential.secret; do test ! -e $f; done; ! systemctl is-active systemd-random-seed.service")
 	if err := m.Reboot(m.ctx, m.cmdline()); err != nil {
 		t.Fatal(err)
 	}

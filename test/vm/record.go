@@ -41,14 +41,7 @@ func (l *Lab) BaseDisk() string { return l.base.Disk }
 // new file from the first one on: that and BaseDisk make the disk of any later moment.
 // The saved guest would be quicker, and its disk another device: see qemu.Config.
 func (l *Lab) Record(ctx context.Context, name, file string) (*Machine, error) {
-	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return nil, err
-	}
-	if err := f.Close(); err != nil {
-		return nil, err
-	}
-	return l.boot(ctx, name, l.base.Disk, file, nil)
+	return l.RecordWith(ctx, name, l.base.Disk, file, nil)
 }
 
 // Boot boots the guest with what is on a raw disk, which stays as it is: the machine

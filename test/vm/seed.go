@@ -36,8 +36,24 @@ func (l *Lab) BootWith(ctx context.Context, name, disk string, media map[string]
 	return l.boot(ctx, name, disk, "", media)
 }
 
+// RecordWith is BootWith, with every write to the machine's disk recorded in a new file from
+// the first one on, as Record does.
+func (l *Lab) RecordWith(ctx context.Context, name, disk, file string, media map[string]string) (*Machine, error) {
+	f, err := os.OpenFile(file, os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Close(); err != nil {
+		return nil, err
+	}
+	return l.boot(ctx, name, disk, file, media)
+}
+
 // Insert replaces a disk that the machine boots with, from its next start on.
 func (m *Machine) Insert(serial, image string) { m.inside[serial] = image }
+
+// Remove takes one of these disks away, from the machine's next start on.
+func (m *Machine) Remove(serial string) { delete(m.inside, serial) }
 
 // WriteSeed writes a seed for cloud-init's NoCloud: an ISO 9660 image with the label CIDATA.
 func WriteSeed(ctx context.Context, image, instance string, user []byte) (err error) {

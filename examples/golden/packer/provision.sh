@@ -12,18 +12,28 @@ set -eu
 root=$(mktemp -d)
 mount --bind / "$root"
 trap 'umount "$root" && rmdir "$root"' EXIT
+trap 'exit 1' HUP INT TERM
+
+# What must not be the same on two machines. An empty machine-id is made anew at boot
+# (machine-id(5)), and a seed that is not loaded is not saved again at shutdown.
+systemctl stop systemd-random-seed.service
+: >"$root/etc/machine-id"
+rm -f "$root/var/lib/dbus/machine-id"
+rm -f "$root/var/lib/systemd/random-seed"
+rm -f "$root/var/lib/systemd/credential.secret"
+rm -f "$root"/etc/ssh/ssh_host_*
 
 chmod 0755 "$NODEPREP"
 "$NODEPREP" apply --root "$root" --bundle "$BUNDLE"
+# What a boot of this root came to, if it had one, is no other machine's.
+rm -f "$root/var/lib/nodeprep/result.json"
 "$NODEPREP" status --root "$root"
 
 rm -f "$NODEPREP" "$BUNDLE"
 if command -v cloud-init >/dev/null; then
 	cloud-init clean --logs
 fi
-: >/etc/machine-id
-rm -f /var/lib/dbus/machine-id /var/lib/systemd/random-seed /etc/ssh/ssh_host_*
 # The key that Packer logged in with.
 if [ -n "${SUDO_USER:-}" ]; then
-	rm -f "$(getent passwd "$SUDO_USER" | cut -d: -f6)/.ssh/authorized_keys"
+	rm -f "$root$(getent passwd "$SUDO_USER" | cut -d: -f6)/.ssh/authorized_keys"
 fi

@@ -6,7 +6,9 @@
 //	inguest fill FOLDER                            waits for a new file there, then leaves no space
 //	inguest strike [-stage STAGE] [-after DURATION] [-signal KILL|TERM|INT|STOP] COMMAND...
 //	                                               a signal for nodeprep when its journal is there
+//	inguest strike [...] -unit UNIT                the same for what systemd runs
 //	inguest registry ADDRESS CERT KEY              a registry that answers, over TLS, until it is stopped
+//	inguest join FILE                              what a kubelet learns through crictl.yaml's endpoints
 //	inguest cri SOCKET status                      what the CRI plugin says of itself, with its config
 //	inguest cri SOCKET images                      image references
 //	inguest cri SOCKET image NAME                  what is there of one
@@ -35,7 +37,7 @@ func main() {
 	}
 }
 
-var errUsage = errors.New("usage: inguest tree, fill, strike, registry or cri, with arguments: see its source")
+var errUsage = errors.New("usage: inguest tree, fill, strike, registry, join or cri, with arguments: see its source")
 
 func run(ctx context.Context, args []string) error {
 	if len(args) < 2 {
@@ -61,6 +63,12 @@ func run(ctx context.Context, args []string) error {
 			return errUsage
 		}
 		return registry(args[1], args[2], args[3])
+	case "join":
+		value, err := join(ctx, args[1])
+		if err != nil {
+			return err
+		}
+		return print(value)
 	case "cri":
 		if len(args) < 3 {
 			return errUsage

@@ -33,7 +33,7 @@ type struck struct {
 }
 
 // strike runs a command and sends it a signal once its journal is at a stage, or beyond
-// it. A command that is stopped is left so.
+// it. A command that is stopped is left so. What a unit runs is only sent the signal.
 func strike(ctx context.Context, args []string) (*struck, error) {
 	signals := map[string]syscall.Signal{"KILL": unix.SIGKILL, "TERM": unix.SIGTERM, "INT": unix.SIGINT, "STOP": unix.SIGSTOP}
 	stages := []string{"stage", "commit", "activate", "reverted"}
@@ -41,12 +41,13 @@ func strike(ctx context.Context, args []string) (*struck, error) {
 	stage := flags.String("stage", "stage", "one of "+strings.Join(stages, ", "))
 	after := flags.Duration("after", 0, "how long after that")
 	name := flags.String("signal", "KILL", "the signal")
+	unit := flags.String("unit", "", "the command is run by systemd, as this unit")
 	if err := flags.Parse(args); err != nil {
 		return nil, err
 	}
 	signal, known := signals[*name]
 	wanted := slices.Index(stages, *stage)
-	if flags.NArg() == 0 || !known || wanted < 0 {
+	if (flags.NArg() == 0) == (*unit == "") || !known || wanted < 0 {
 		return nil, errUsage
 	}
 
@@ -57,10 +58,13 @@ func strike(ctx context.Context, args []string) (*struck, error) {
 	defer watch.Close()
 	seen := make(chan string, 1)
 	go func() {
-		// It ends when the watch is closed.
-		for buf := make([]byte, 16<<10); ; {
-			if _, err := watch.Read(buf); err != nil {
-				return
+		// It ends when the watch is closed. What systemd runs may have begun already.
+		wait := *unit == ""
+		for buf := make([]byte, 16<<10); ; wait = true {
+			if wait {
+				if _, err := watch.Read(buf); err != nil {
+					return
+				}
 			}
 			watchState(watch)
 			if now := stageNow(); slices.Index(stages, now) >= wanted {
@@ -69,6 +73,9 @@ func strike(ctx context.Context, args []string) (*struck, error) {
 			}
 		}
 	}()
+	if *unit != "" {
+		return strikeUnit(seen, *unit, *name, *after)
+	}
 
 	// Not a buffer: somebody holds a stopped command's output open for good.
 	out, err := os.CreateTemp("", "strike-")
@@ -119,6 +126,21 @@ func strike(ctx context.Context, args []string) (*struck, error) {
 	said, err := os.ReadFile(out.Name())
 	result.Output = string(said)
 	return result, err
+}
+
+// strikeUnit sends the signal to a unit's main process. It waits for the stage for as long as
+// it is left running: the machine may be about to boot.
+func strikeUnit(seen <-chan string, unit, signal string, after time.Duration) (*struck, error) {
+	result := &struck{Stage: <-seen, Code: -1}
+	time.Sleep(after)
+	cmd := exec.Command("systemctl", "kill", "--kill-who=main", "--signal="+signal, unit)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("signal %s: %w: %s", unit, err, out)
+	}
+	if now := stageNow(); now != "" {
+		result.Stage = now
+	}
+	return result, nil
 }
 
 // watchJournal returns what can be read from whenever something comes or goes where the

@@ -6,7 +6,17 @@ STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # calls by name would keep every method of every type: 20 MB instead of 25.
 BUILD       = CGO_ENABLED=0 $(GO) build -tags grpcnotrace -trimpath -ldflags '-s -w -X main.version=$(VERSION)'
 
-.PHONY: help build test test-fast test-machines lint golden demo bench deps
+# The program, lint and tests without the race detector are compiled with the same flags: a
+# new machine compiles what they depend on once for all of them, and once more for the race
+# detector. The oracle's daemons are built as upstream does, without the tag.
+OWN_FLAGS  := $(shell $(GO) env GOFLAGS)
+PLAIN       = CGO_ENABLED=0 GOFLAGS='$(strip $(OWN_FLAGS) -trimpath -tags=grpcnotrace)'
+ORACLE      = CGO_ENABLED=0 GOFLAGS='$(strip $(OWN_FLAGS) -trimpath)'
+# A program with the race detector sleeps for a second when it ends, to see more; the
+# command line's tests run some hundred.
+RACE        = GORACE='atexit_sleep_ms=0 $(GORACE)' $(GO) test -race -vet=off -short
+
+.PHONY: help build test test-fast test-whole test-machines lint golden demo bench deps
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -16,24 +26,29 @@ build: ## the static binary, ./bin/nodeprep
 deps: ## what the machine tests need from the distribution's packages (root)
 	test/vm/deps.sh
 
-# Under the race detector -short takes strides through the crash matrix; the line after
-# that has every point.
-test: lint deps build ## everything but the long machine matrix; needs root for the machines
-	$(GO) test -race -short ./...
-	$(GO) test -timeout 20m ./install
-	cd test/oracle && $(GO) test -timeout 30m ./...
-	$(GO) test ./test/vm -count=1 -v -timeout 40m -vm=main
+# What is left out here is in test-whole and test-machines; CONTRIBUTING.md says what is where.
+test: lint deps build ## all but the long matrices, under 25 minutes; needs root for the machines
+	$(RACE) ./...
+	$(PLAIN) $(GO) test -timeout 20m ./install -points 5
+	cd test/oracle && $(ORACLE) $(GO) test -short -timeout 30m ./...
+	$(PLAIN) $(GO) test ./test/vm -count=1 -v -timeout 40m -vm=main
 
 test-fast: ## the inner loop: no root, no network, under a minute
 	$(GO) test -short ./...
 
+# Without the race detector, and without -short: every point of the crash matrix, every
+# release that is asked what it reads.
+test-whole: build ## the whole crash matrix and the whole oracle, no root, 10 minutes
+	$(PLAIN) $(GO) test -timeout 30m ./...
+	cd test/oracle && $(ORACLE) $(GO) test -timeout 30m ./...
+
 test-machines: deps build ## the whole machine matrix, under 70 minutes
-	$(GO) test ./test/vm -count=1 -v -timeout 70m -vm=all
+	$(PLAIN) $(GO) test ./test/vm -count=1 -v -timeout 70m -vm=all
 
 lint: ## gofmt, vet, staticcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'not formatted:'; gofmt -l $$(git ls-files '*.go'); exit 1; }
-	$(GO) vet ./...
-	$(GO) run $(STATICCHECK) ./...
+	$(PLAIN) $(GO) vet ./...
+	$(PLAIN) $(GO) run $(STATICCHECK) ./...
 
 golden: ## write the golden files anew
 	$(GO) test ./render ./cmd/nodeprep -update

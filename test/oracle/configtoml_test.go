@@ -155,8 +155,7 @@ const implicit = "/etc/containerd/certs.d:/etc/docker/certs.d"
 func TestConfigsAsDaemonsReadThem(t *testing.T) {
 	cases := readConfigCases(t)
 	for _, d := range daemons() {
-		if !strings.Contains(","+*daemonLines+",", ","+d.line+",") {
-			t.Logf("not asked (flag -daemons): containerd %s", d.line)
+		if !asksDaemon(t, d.line) {
 			continue
 		}
 		d.build(t.Context(), t)
@@ -252,7 +251,7 @@ func unknownKeys(log string) []string {
 func TestConfigsAsContainerd1ReadsThem(t *testing.T) {
 	cases := readConfigCases(t)
 	certsD := t.TempDir()
-	for line, modfile := range map[string]string{"1.6": "1.6.mod", "1.7": "go.mod"} {
+	for line, modfile := range probes(t) {
 		p := buildProbe(t.Context(), t, modfile)
 		for dir, meanings := range cases {
 			t.Run(line+"/"+filepath.Base(dir), func(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"math/big"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -75,6 +76,22 @@ func brokenNodes() []brokenNode {
 		{name: "boot", prepare: kubelet, cases: bootCases()},
 		{name: "by hand", byHand: byHand, cases: byHandCases()},
 	}
+}
+
+// nodeOfMain is the one machine of every make test: the one that has most to break, with the
+// cases of all that are marked so.
+func nodeOfMain(all []brokenNode) brokenNode {
+	i := slices.IndexFunc(all, func(g brokenNode) bool { return g.name == "config" })
+	one := all[i]
+	one.name, one.cases = "main", nil
+	for _, g := range all {
+		for _, c := range g.cases {
+			if c.main {
+				one.cases = append(one.cases, c)
+			}
+		}
+	}
+	return one
 }
 
 // checkEverything also uses the network, of which the machines have a loopback.
@@ -220,7 +237,7 @@ func unitCases() []broken {
 			breaks: "choom -n 500 -p " + theShim, observed: "500",
 		},
 		{
-			name: "a pod that is never killed", main: true, check: "process/pod-oom-score",
+			name: "a pod that is never killed", check: "process/pod-oom-score",
 			breaks: "choom -n -999 -p " + thePod, observed: "-999",
 		},
 		{
@@ -379,8 +396,8 @@ func configCases() []broken {
 		also(drop("mirrors beside a config_path", "config/mirrors", "2",
 			"[plugins.'io.containerd.cri.v1.images'.registry.mirrors.'docker.io']\nendpoint = ['https://mirror.example.com']", "docker.io"),
 			"config/deprecated", "config/transfer"),
-		chosen(drop("two folders as config_path", "config/registry-path", "3",
-			"[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '/etc/containerd/certs.d:/etc/docker/certs.d'", "/etc/docker/certs.d")),
+		drop("two folders as config_path", "config/registry-path", "3",
+			"[plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '/etc/containerd/certs.d:/etc/docker/certs.d'", "/etc/docker/certs.d"),
 		also(drop("bin_dir beside bin_dirs", "config/cni-bin-dirs", "3",
 			"[plugins.'io.containerd.cri.v1.runtime'.cni]\nbin_dir = '/opt/cni/bin'", "bin_dir"), "config/deprecated"),
 		drop("CRI disabled", "config/cri-enabled", "2", "disabled_plugins = ['io.containerd.grpc.v1.cri']", "io.containerd.grpc.v1.cri"),
@@ -402,7 +419,7 @@ func configCases() []broken {
 			"[plugins.'io.containerd.cri.v1.images']\nimage_pull_progress_timeout = 'soon'", "soon"),
 			unconfigured+"\nsystemctl restart containerd", "the daemon's message does not say in which file"),
 		{
-			name: "oom_score in the config", main: true, check: "config/oom-score",
+			name: "oom_score in the config", check: "config/oom-score",
 			breaks: edited("s/^oom_score = 0/oom_score = -500/"), place: config + ":4", observed: "-500", after: "rm -f /root/config.toml",
 		},
 		{
@@ -451,7 +468,7 @@ func configCases() []broken {
 			fix: mirrorServes + "until curl -sk https://127.0.0.1:5000/v2/; do sleep 0.1; done", why: "it is another machine's",
 		},
 		{
-			name: "a CNI config that comes first", main: true, check: "foreign/cni-conf",
+			name: "a CNI config that comes first", check: "foreign/cni-conf",
 			breaks: "printf '{\"cniVersion\":\"1.0.0\",\"name\":\"old\",\"plugins\":[{\"type\":\"loopback\"}]}' >/etc/cni/net.d/00-old.conflist",
 			place:  "/etc/cni/net.d/00-old.conflist", after: "rm -f /etc/cni/net.d/00-old.*",
 		},

@@ -80,27 +80,3 @@ func wantFinding(t *testing.T, d diagnosis, verdict, id, place, observed string)
 	}
 	t.Errorf("want %s: %s with %q in what was observed and %q in the place:\n%s", id, verdict, observed, place, lines(d.of(id)))
 }
-
-// An apply that did what it should, on a node that is not well for another reason, says
-// so and exits with 3.
-func TestAuditAfterApply(t *testing.T) {
-	m := start(t, inMain)
-	n := nodeOf("2.1.9")
-	m.give(n, "")
-	const theirs = dropIns + "zz-theirs.conf"
-	if err := m.WriteFile(m.ctx, theirs, "[Service]\nKillMode=mixed\n"); err != nil {
-		t.Fatal(err)
-	}
-	said := m.exits(3, n.command("apply"))
-	m.says(said, "unit/kill-mode", theirs+":2", "mixed")
-	serves(m, "2.1.9")
-	m.says(m.exits(3, "nodeprep status"), "generation 1", theirs)
-	m.exits(0, n.command("plan"))
-	m.exits(0, n.command("apply")) // an empty plan: no checks
-	got := m.check("", "--offline")
-	if diff := cmp.Diff([]string{"unit/kill-mode"}, ids(got.with("fail"))); diff != "" {
-		t.Errorf("what fails (-want +got):\n%s%s", diff, lines(got.with("fail")))
-	}
-	// Whoever knows better says so by name.
-	m.exits(0, "nodeprep check --offline --skip unit/kill-mode")
-}

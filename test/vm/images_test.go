@@ -39,7 +39,7 @@ func TestImagesRefused(t *testing.T) {
 		command       func() string
 		says          []string
 	}{
-		{"an archive that is none", inMain, "", "", func() string { return with("/etc/services") }, []string{"/etc/services"}},
+		{"an archive that is none", inAll, "", "", func() string { return with("/etc/services") }, []string{"/etc/services"}},
 		{"for another platform", inMain, "", "", func() string { return with(images + "foreign.tar") }, []string{"foreign.tar", supply.ForeignImage, "linux/amd64", "s390x"}},
 		{"parts are missing", inMain, "", "", func() string { return with(images + "holes.tar") }, []string{"holes.tar", supply.HolesImage, "sha256:"}},
 		{"cut short", inAll, "mkdir -p /root/node && head -c 700000 " + images + "busybox.tar >/root/node/short.tar", "", func() string { return with("/root/node/short.tar") }, []string{"short.tar"}},

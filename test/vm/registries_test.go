@@ -411,16 +411,16 @@ func firstPulls() []aPull {
 		{set: inAll, name: "gcr.io", image: "gcr.io/site/gcr:1", fates: []fate{gives}},
 		{set: inAll, name: "quay.io", image: "quay.io/site/quay:1", fates: []fate{gives}},
 		{set: inAll, name: "ghcr.io", image: "ghcr.io/site/ghcr:1", fates: []fate{gives}},
-		{name: "registry.k8s.io", image: "registry.k8s.io/site/k8s:1", fates: []fate{gives}},
+		{set: inAll, name: "registry.k8s.io", image: "registry.k8s.io/site/k8s:1", fates: []fate{gives}},
 		{name: "absent and upstream denied", image: "docker.io/library/absent:1", fails: notFound, fates: []fate{nowhere}},
 		{set: inAll, name: "absent from the mirror of all", image: "registry.k8s.io/site/absent:1", fails: notFound, fates: []fate{nowhere}},
 		{set: inAll, name: "absent by digest", image: "quay.io/site/absent@" + absent, fails: notFound, fates: []fate{nowhere}},
-		{name: "a wrong authority", image: "distrusted.example.com/team/distrusted:1", fails: unknownCA, fates: []fate{distrusted}},
+		{set: inAll, name: "a wrong authority", image: "distrusted.example.com/team/distrusted:1", fails: unknownCA, fates: []fate{distrusted}},
 		{name: "the first mirror is dead", image: "dead.example.com/team/dead:1", fates: []fate{dead, gives}},
 		{set: inAll, name: "the only mirror is dead", image: "gone.example.com/team/dead:1", fails: refused, fates: []fate{dead}},
 		{set: inAll, name: "a path before the API", image: "prefix.example.com/team/prefix:1", fates: []fate{gives}},
 		{name: "a project in the path", image: "harbor.example.com/team/harbor:1", fates: []fate{gives}},
-		{name: "plain HTTP on a port", image: "plain.site.test:5001/team/plain:1", fates: []fate{gives}},
+		{set: inAll, name: "plain HTTP on a port", image: "plain.site.test:5001/team/plain:1", fates: []fate{gives}},
 		{name: "the second mirror has it", image: "two.example.com/team/second:1", fates: []fate{lacks, gives}},
 		{set: inAll, name: "the first mirror may not resolve", image: "pullonly.example.com/team/pullonly:1", fates: []fate{gives, resolves}},
 		{set: inAll, name: "a cache of another registry", image: "through.example.com/team/through:1", fates: []fate{gives}},
@@ -438,7 +438,7 @@ func changedPulls() []aPull {
 	return []aPull{
 		{name: "the new mirror", image: "docker.io/library/later:1", fates: []fate{gives, spared}},
 		{set: inAll, name: "Docker Hub itself", image: "docker.io/library/up:1", fates: []fate{lacks, gives}, upstream: true},
-		{name: "what was removed is all others'", image: "harbor.example.com/team/after:1", fates: []fate{gives}},
+		{set: inAll, name: "what was removed is all others'", image: "harbor.example.com/team/after:1", fates: []fate{gives}},
 	}
 }
 
@@ -624,7 +624,7 @@ type aProbe struct {
 func firstProbes() []aProbe {
 	return []aProbe{
 		{set: inAll, name: "there", image: "hub.example.com/team/ca:1"},
-		{name: "absent", image: "docker.io/library/absent:1", code: 1, says: []string{"404"}},
+		{set: inAll, name: "absent", image: "docker.io/library/absent:1", code: 1, says: []string{"404"}},
 		{name: "wrong authority", image: "distrusted.example.com/team/distrusted:1", code: 1, says: []string{"unknown authority", "/etc/containerd/certs.d/distrusted.example.com/"}},
 		{name: "dead mirror", image: "gone.example.com/team/dead:1", code: 1, says: []string{"refused"}},
 		{set: inAll, name: "dead first mirror", image: "dead.example.com/team/dead:1", says: []string{"refused"}},
@@ -638,7 +638,7 @@ func firstProbes() []aProbe {
 // credentialProbes are those through registriesLogin.
 func credentialProbes() []aProbe {
 	return []aProbe{
-		{name: "credentials", image: "secret.example.com/team/auth:1"},
+		{set: inAll, name: "credentials", image: "secret.example.com/team/auth:1"},
 		{name: "wrong password", image: "stranger.example.com/team/stranger:1", code: 1, says: []string{"401"}},
 	}
 }

@@ -254,8 +254,8 @@ func (n node) command(verb string) string {
 func (n node) releases() []supply.Release {
 	return []supply.Release{
 		n.containerd,
-		{Component: "runc", Version: n.runc, Arch: "amd64"},
-		{Component: "cni", Version: n.cni, Arch: "amd64"},
+		{Component: "runc", Version: n.runc, Arch: n.containerd.Arch},
+		{Component: "cni", Version: n.cni, Arch: n.containerd.Arch},
 	}
 }
 

@@ -415,7 +415,7 @@ runcmd:
 	if got := m.must("cat /root/runcmd.log"); got != "active\nactive" {
 		t.Errorf("what the other part's runcmd found: %s", got)
 	}
-	if got := m.must("ls -d /etc/containerd/certs.d/r*.example.com | wc -l"); got != fmt.Sprint(mirrored) {
+	if got := m.must("ls -d /etc/containerd/certs.d/r[0-9]*.example.com | wc -l"); got != fmt.Sprint(mirrored) {
 		t.Errorf("%s registries, want %d", got, mirrored)
 	}
 	m.must("test -e /etc/containerd/certs.d/ca.example.com/hosts.toml")

@@ -27,7 +27,7 @@ func walls() map[string]wall {
 		"cmd/nodeprep":     {[]string{"*"}, "the verbs wire everything together"},
 		"profiles":         {[]string{"internal/diag", "internal/releases", "internal/spelling"}, "a profile is resolved from plain facts, on any machine, without a host"},
 		"render":           {[]string{"profiles", "render/registry", "internal/desired", "internal/diag", "internal/releases"}, "rendering is pure: Spec to files"},
-		"render/cloudinit": {nil, "user-data is pure text: of a profile it knows the bytes"},
+		"render/cloudinit": {[]string{"internal/diag"}, "user-data is pure text: of a profile it knows the bytes"},
 		"render/registry":  {[]string{"profiles", "internal/desired", "internal/diag", "internal/releases"}, "rendering is pure: Spec to files"},
 		"systemd":          {[]string{"profiles", "internal/desired", "internal/diag", "internal/releases"}, "unit text is pure, and the Manager knows units, not plans"},
 		"install":          {[]string{"install/*", "systemd", "internal/*"}, "the transaction applies a desired state and must not know how it was made"},

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/nodeprep/nodeprep/internal/diag"
 )
 
 // Limited is what a run has beside waiting for what comes from elsewhere: 25 minutes for the
@@ -43,7 +45,7 @@ set -u
 umask 022
 to=` + program + `
 want=` + in.ProgramSHA256 + `
-from=` + quote(from) + `
+from=` + diag.ShellWord(from) + `
 result=` + resultPath + `
 say() { echo "nodeprep: $*" >&2; }
 sum() { sha256sum "$1" | cut -c1-64; }
@@ -139,7 +141,7 @@ sync && mv -f "$new" $to && sync || fail "cannot write $to"
 // fromURL gets it by what is there. What stalls ends after half a minute and is tried again,
 // what drips at the deadline. Code 99 is that there is no use in that.
 func (in Input) fromURL() string {
-	return `url=` + quote(in.ProgramURL) + `
+	return `url=` + diag.ShellWord(in.ProgramURL) + `
 get() {
   if command -v curl >/dev/null; then
     curl -gfsSL --connect-timeout 30 --speed-limit 1 --speed-time 30 -m "$(left)" -o "$new" "$url"
@@ -196,19 +198,8 @@ func span(d time.Duration) string {
 	return s
 }
 
-// plain are the characters that mean themselves to sh and to systemd.
+// plain are the characters that mean themselves to systemd.
 const plain = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/.,:_+@=-"
-
-// shWord is a word for sh, quoted where it must be.
-func shWord(s string) string {
-	if s != "" && strings.Trim(s, plain) == "" {
-		return s
-	}
-	return quote(s)
-}
-
-// quote is for sh.
-func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
 // shown is a URL without its query, which may hold a signature.
 func shown(url string) string {

@@ -3,6 +3,8 @@ package cloudinit
 import (
 	"fmt"
 	"strings"
+
+	"github.com/nodeprep/nodeprep/internal/diag"
 )
 
 // program is nodeprep on a node.
@@ -82,7 +84,7 @@ func (in Input) settled() string {
 	if in.BundleSHA256 != "" {
 		args = append(args, "--bundle-sha256", in.BundleSHA256)
 	}
-	return strings.Join(append(args, shWord(in.Files[0].Path)), " ")
+	return strings.Join(append(args, diag.ShellWord(in.Files[0].Path)), " ")
 }
 
 // word is a word of a unit's command line (systemd.service(5)), in which % and $ begin
@@ -116,7 +118,7 @@ func word(s string) string {
 func (in Input) start(files []File) string {
 	var names []string
 	for _, f := range files {
-		names = append(names, shWord(f.Path))
+		names = append(names, diag.ShellWord(f.Path))
 	}
 	// No semicolon and no variable within what systemd keeps of it: reading that again, it
 	// complains of the one and replaces the other.
@@ -129,7 +131,7 @@ rm -f ` + done + ` ` + written + ` /var/lib/cloud/instance/sem/config_write_file
 exec systemd-run --quiet --no-block --collect --unit=` + StartName + ` --description='Have nodeprep run ahead of the kubelet' \
   -p Type=oneshot -p TimeoutStartSec=5min -p 'After=cloud-init.service cloud-init-network.service' \
   -p 'Before=` + UnitName + ` kubelet.service cloud-final.service' \
-  sh -c ` + quote(then) + `
+  sh -c ` + diag.ShellWord(then) + `
 `
 }
 

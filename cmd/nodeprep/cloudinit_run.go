@@ -249,55 +249,74 @@ func (a *app) asCloudInit(ctx context.Context, run *cloudInitOnce, last *install
 	}
 	a.awaitTime(ctx, run.host, min(run.wait, timeAwaited))
 	if step == auditOnly {
-		used := receipt.UserData
-		if !run.ours(receipt) { // nothing was to be changed for it
-			used = last.Digests
-		}
-		run.out.Digests.Bundle, run.out.Digests.BundleIndex = used.Bundle, used.BundleIndex
-		run.result.Apply = &applyResult{Root: run.root.Dir(), Profiles: receipt.Profiles, Changed: []planItem{}, Generation: receipt.Generation}
-	} else {
-		if err := checkDigest(run.root, run.files, run.digest); err != nil {
+		return a.auditUserData(ctx, run, last, receipt)
+	}
+	return a.applyUserData(ctx, run)
+}
+
+// cloudInitLimit ends what a run does when it has its bundle.
+func cloudInitLimit(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, cloudInitTime, fmt.Errorf("it took longer than %s", cloudInitTime))
+}
+
+// applyUserData gets what is to be applied, and applies it.
+func (a *app) applyUserData(ctx context.Context, run *cloudInitOnce) error {
+	if err := checkDigest(run.root, run.files, run.digest); err != nil {
+		return err
+	}
+	var err error
+	if a.profile, err = run.root.Resolve(run.files[0]); err != nil {
+		return err
+	}
+	// A lock is taken where user-data brought one; what lies beside the profile is of another.
+	a.noLock = !slices.Contains(run.files, cloudinit.LockPath)
+	run.out.Digests.Bundle = run.sha256
+	if run.given() {
+		if err := a.takeBundle(ctx, run.target, &run.cloudInitBundle); err != nil {
 			return err
-		}
-		if a.profile, err = run.root.Resolve(run.files[0]); err != nil {
-			return err
-		}
-		// A lock is taken where user-data brought one; what lies beside the profile is of another.
-		a.noLock = !slices.Contains(run.files, cloudinit.LockPath)
-		run.out.Digests.Bundle = run.sha256
-		if run.given() {
-			if err := a.takeBundle(ctx, run.target, &run.cloudInitBundle); err != nil {
-				return err
-			}
 		}
 	}
-	ctx, cancel = context.WithTimeoutCause(ctx, cloudInitTime, fmt.Errorf("it took longer than %s", cloudInitTime))
+	ctx, cancel := cloudInitLimit(ctx)
 	defer cancel()
-	if step == applyAll && run.device != "" && run.sha256 != "" {
+	if run.device != "" && run.sha256 != "" {
 		if err := hashed(ctx, a.bundleFile, run.sha256, a.bundle); err != nil {
 			a.bundleFile.Close()
 			return err
 		}
 	}
-	if step == auditOnly {
-		err = a.auditApplied(ctx, run.target, run.result.Apply)
-	} else {
-		a.unattended = &install.BootDigests{Profile: run.digest, Bundle: run.sha256}
-		err = a.apply(ctx, planFlags{}, nil)
-		run.result.Apply, _ = a.result.(*applyResult)
-		if a.source.bundle != nil {
-			run.out.Digests.BundleIndex = a.source.bundle.Digest().Encoded()
-		}
-		if done := run.result.Apply; err == nil && done != nil && len(done.Audit) == 0 {
-			// The host is as it should be, which is no reason to believe that it works.
-			err = a.auditApplied(ctx, run.target, done)
-		}
+	a.unattended = &install.BootDigests{Profile: run.digest, Bundle: run.sha256}
+	err = a.apply(ctx, planFlags{}, nil)
+	run.result.Apply, _ = a.result.(*applyResult)
+	if a.source.bundle != nil {
+		run.out.Digests.BundleIndex = a.source.bundle.Digest().Encoded()
 	}
-	more := auditedAgain
-	if step == auditOnly && last != nil && last.ExitCode == exitDiffers {
-		more = 0 // the boot before had the patience
+	if done := run.result.Apply; err == nil && done != nil && len(done.Audit) == 0 {
+		// The host is as it should be, which is no reason to believe that it works.
+		err = a.auditApplied(ctx, run.target, done)
 	}
-	for range more {
+	return a.auditPatiently(ctx, run, err)
+}
+
+// auditUserData audits what was applied already, as the receipt says; last may be nil.
+func (a *app) auditUserData(ctx context.Context, run *cloudInitOnce, last *install.BootResult, receipt *install.Receipt) error {
+	ctx, cancel := cloudInitLimit(ctx)
+	defer cancel()
+	used := receipt.UserData
+	if !run.ours(receipt) { // nothing was to be changed for it
+		used = last.Digests
+	}
+	run.out.Digests.Bundle, run.out.Digests.BundleIndex = used.Bundle, used.BundleIndex
+	run.result.Apply = &applyResult{Root: run.root.Dir(), Profiles: receipt.Profiles, Changed: []planItem{}, Generation: receipt.Generation}
+	err := a.auditApplied(ctx, run.target, run.result.Apply)
+	if last != nil && last.ExitCode == exitDiffers {
+		return err // the boot before had the patience
+	}
+	return a.auditPatiently(ctx, run, err)
+}
+
+// auditPatiently makes an audit that failed again; any other error it returns as it is.
+func (a *app) auditPatiently(ctx context.Context, run *cloudInitOnce, err error) error {
+	for range auditedAgain {
 		if _, failed := errors.AsType[*auditError](err); !failed {
 			break
 		}
@@ -541,7 +560,7 @@ func (run *cloudInitOnce) outcome(last *install.BootResult, err error) {
 	case r.Otherwise:
 	case done != nil && len(done.Changed) > 0,
 		// It was changed before: by the run whose audit is made again, or that was interrupted.
-		rerr == nil && receipt != nil && receipt.UserData.Profile == run.digest && run.sha256 == receipt.UserData.Bundle,
+		rerr == nil && run.ours(receipt),
 		last != nil && last.Outcome == install.BootDone:
 		r.Outcome = install.BootDone
 	}

@@ -38,11 +38,11 @@ test-fast: ## the inner loop: no root, no network, under a minute
 
 # Without the race detector, and without -short: every point of the crash matrix, every
 # release that is asked what it reads.
-test-whole: build ## the whole crash matrix and the whole oracle, no root, 10 minutes
+test-whole: build ## the whole crash matrix and the whole oracle, no root
 	$(PLAIN) $(GO) test -timeout 30m ./...
 	cd test/oracle && $(ORACLE) $(GO) test -timeout 30m ./...
 
-test-machines: deps build ## the whole machine matrix, under 70 minutes
+test-machines: deps build ## the whole machine matrix, stopped after 70 minutes
 	$(PLAIN) $(GO) test ./test/vm -count=1 -v -timeout 70m -vm=all
 
 lint: ## gofmt, vet, staticcheck

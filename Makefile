@@ -16,6 +16,9 @@ ORACLE      = CGO_ENABLED=0 GOFLAGS='$(strip $(OWN_FLAGS) -trimpath)'
 # command line's tests run some hundred.
 RACE        = GORACE='atexit_sleep_ms=0 $(GORACE)' $(GO) test -race -vet=off -short
 
+# Tests that kill nodeprep at points: with the race detector they are far slower.
+CRASHES     = CrashMatrix|IsKilled|CancelAnywhere|EachWriteFails
+
 .PHONY: help build test test-fast test-whole test-machines lint golden demo bench deps
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,10 +29,10 @@ build: ## the static binary, ./bin/nodeprep
 deps: ## what the machine tests need from the distribution's packages (root)
 	test/vm/deps.sh
 
-# What is left out here is in test-whole and test-machines; CONTRIBUTING.md says what is where.
-test: lint deps build ## all but the long matrices, under 25 minutes; needs root for the machines
+# What is left out here is in the targets after it; CONTRIBUTING.md says what is where.
+test: deps build ## all but the long matrices, under 25 minutes; needs root for the machines
 	$(RACE) ./...
-	$(PLAIN) $(GO) test -timeout 20m ./install -points 5
+	$(PLAIN) $(GO) test -timeout 20m ./install -run '$(CRASHES)' -points 7
 	cd test/oracle && $(ORACLE) $(GO) test -short -timeout 30m ./...
 	$(PLAIN) $(GO) test ./test/vm -count=1 -v -timeout 40m -vm=main
 

@@ -146,6 +146,22 @@ func boardWorks(m *machine, n node) {
 	}
 }
 
+// boardFromReleases makes a node of local release files, and takes it back.
+func boardFromReleases(m *machine, n node) {
+	m.t.Helper()
+	before := m.tree("-skip /var/lib/cni")
+	m.give(n, "")
+	m.says(m.exits(3, n.command("plan")), "/etc/containerd/config.toml", "/usr/local/sbin/runc")
+	m.exits(0, n.command("apply"))
+	m.exits(0, n.command("plan"))
+	boardWorks(m, n)
+	m.exits(0, "nodeprep uninstall --purge --yes")
+	absent(m)
+	if diff := cmp.Diff(before, m.tree("-skip /var/lib/cni")); diff != "" {
+		m.t.Errorf("the host is not as it was before the first apply (-before +after):\n%s", diff)
+	}
+}
+
 // A board becomes a node as a server does: from local release files, and from a bundle for both
 // architectures that was made on another one.
 func TestArm64(t *testing.T) {
@@ -158,34 +174,13 @@ func TestArm64(t *testing.T) {
 	lab := boards(t, all...)
 	bundle := forBoth(t, native, lab, n)
 
-	t.Run("fresh node, then a bundle", func(t *testing.T) {
+	t.Run("fresh node", func(t *testing.T) {
 		m := board(t, lab)
 		if got := m.must("uname -m; ls /sys/class/net"); got != "aarch64\nlo" {
 			t.Fatalf("the machine is %q", got)
 		}
-		var before string
 		if *scenarios == "all" {
-			before = m.tree("-skip /var/lib/cni")
-		}
-		m.give(n, "")
-		m.says(m.exits(3, n.command("plan")), "/etc/containerd/config.toml", "/usr/local/sbin/runc")
-		m.exits(0, n.command("apply"))
-		m.exits(0, n.command("plan"))
-		boardWorks(m, n)
-		checkPlugins(m, n)
-		checkConfig(m, n)
-
-		pod := n.runPod(m, "stays")
-		m.must("systemctl restart containerd")
-		alive(m, pod)
-		m.must(n.cri("rm stays"))
-
-		m.exits(0, "nodeprep uninstall --purge --yes")
-		absent(m)
-		if *scenarios == "all" {
-			if diff := cmp.Diff(before, m.tree("-skip /var/lib/cni")); diff != "" {
-				t.Errorf("the host is not as it was before the first apply (-before +after):\n%s", diff)
-			}
+			boardFromReleases(m, n)
 		}
 
 		m.plug("bundle", map[string]string{"both.bundle": bundle, "nodeprep": lab.Nodeprep()})
@@ -194,10 +189,16 @@ func TestArm64(t *testing.T) {
 		m.exits(0, stick+"/nodeprep apply --bundle "+stick+"/both.bundle")
 		m.exits(0, "nodeprep plan --bundle "+stick+"/both.bundle")
 		boardWorks(m, n)
+		checkPlugins(m, n)
+		checkConfig(m, n)
 		checkPinned(m, n)
+
+		pod := n.runPod(m, "stays")
+		m.must("systemctl restart containerd")
+		alive(m, pod)
 	})
 	if *scenarios == "main" {
-		t.Log("only with -vm=all: the host as it was before, containerd 1.7, a disk that this machine made, and the same bundle on a server")
+		t.Log("only with -vm=all: release files, the host as it was before, containerd 1.7, a disk that this machine made, and the same bundle on a server")
 		return
 	}
 

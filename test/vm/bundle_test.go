@@ -63,6 +63,9 @@ func bundleOf(t *testing.T, n node) made {
 	return b
 }
 
+// joined is the node of a bundle whose sandbox image follows its Kubernetes version.
+func joined() joint { return jointOf("2.1.9", "1.33", supply.PauseImage) }
+
 // registryWithCA is a part of a profile, for a registry whose authority nobody knows.
 const registryWithCA = "registries:\n  registry.example.com: {ca: ca.pem}\n"
 
@@ -77,7 +80,11 @@ func makeBundle(t *testing.T, lab *vm.Lab, n node) (made, error) {
 	if err != nil {
 		return made{}, err
 	}
-	files := n.profile(t, func(r supply.Release) string { return hostSum(t, lab, r) }, registryWithCA+twoImages(lab.Images()))
+	more := registryWithCA + twoImages(lab.Images())
+	if n.containerd.Version == joined().containerd.Version {
+		more += joined().profile()
+	}
+	files := n.profile(t, func(r supply.Release) string { return hostSum(t, lab, r) }, more)
 	files["ca.pem"] = certificate(t, "authority", time.Now().AddDate(10, 0, 0)).cert
 	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
@@ -185,6 +192,10 @@ func TestBundle(t *testing.T) {
 			checkPinned(m, n)
 			checkPod(m, n)
 			checkConfig(m, n)
+			if j := joined(); n == j.node {
+				// And checkPod has seen which image containerd 2 makes sandboxes of.
+				checkJoint(m, j)
+			}
 			ca, err := os.ReadFile(filepath.Join(b.dir, "ca.pem"))
 			if err != nil {
 				t.Fatal(err)
@@ -216,7 +227,11 @@ func TestBundle(t *testing.T) {
 				m.must("mkdir /run/layout && tar xf " + stick + "/node.bundle -C /run/layout")
 				m.exits(0, "nodeprep plan --bundle /run/layout")
 				m.must("umount /media/stick/images && mount -o ro /dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_releases /media/releases")
-				m.give(n, registryWithCA+twoImages(vm.StickDir+"/images"))
+				more := registryWithCA + twoImages(vm.StickDir+"/images")
+				if j := joined(); n == j.node {
+					more += j.profile()
+				}
+				m.give(n, more)
 				if err := m.WriteFile(m.ctx, "/root/node/ca.pem", string(ca)); err != nil {
 					t.Fatal(err)
 				}
@@ -487,7 +502,7 @@ func TestBundleRefused(t *testing.T) {
 		{"containerd flipped", inMain, script(flipped(o.layer(t, "containerd"))), "", []int{1, 2}, []string{"containerd 2.1.9"}},
 		{"runc flipped", inAll, script(flipped(o.layer(t, "runc"))), "", []int{1, 2}, []string{"runc 1.1.5"}},
 		{"an image flipped", inAll, script(flipped(o.layer(t, "images/pause"))), "", []int{1, 2}, []string{"images/pause.tar"}},
-		{"for another architecture", inMain, changed(o.with(t, func(config, platform map[string]any) {
+		{"for another architecture", inAll, changed(o.with(t, func(config, platform map[string]any) {
 			config["architecture"], platform["architecture"] = "arm64", "arm64"
 		})), "", []int{2}, []string{"arm64", "amd64"}},
 		{"made by a newer nodeprep", inAll, changed(o.with(t, func(config, _ map[string]any) {

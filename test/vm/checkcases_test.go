@@ -130,7 +130,7 @@ func unitCases() []broken {
 			place:  dropIns + "zz-kill.conf:2", observed: "mixed", after: noDropIns, warns: []string{"unit/drop-ins"},
 		},
 		{
-			name: "OOMScoreAdjust=0 in a drop-in of higher order", main: true, check: "unit/oom-score-adjust",
+			name: "OOMScoreAdjust=0 in a drop-in of higher order", check: "unit/oom-score-adjust",
 			breaks: dropIn("10-oom.conf", "OOMScoreAdjust=-999") + "\n" + dropIn("zz-oom.conf", "OOMScoreAdjust=0"),
 			place:  dropIns + "zz-oom.conf:2", observed: "0", after: noDropIns, warns: []string{"unit/drop-ins"},
 		},
@@ -190,7 +190,7 @@ func unitCases() []broken {
 			place:  dropIns + "zz-mounts.conf:2", observed: "PrivateMounts", after: noDropIns, warns: []string{"unit/drop-ins"},
 		},
 		{
-			name: "edited without a daemon-reload", main: true, check: "unit/daemon-reload",
+			name: "edited without a daemon-reload", check: "unit/daemon-reload",
 			breaks: "sleep 1\ntouch /etc/systemd/system/containerd.service",
 			place:  "/etc/systemd/system/containerd.service",
 		},

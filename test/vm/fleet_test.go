@@ -851,18 +851,9 @@ const carried = " -skip /opt/nodeprep -skip /etc/nodeprep -skip /home/admin"
 // for where release files come from.
 func startFleet(t *testing.T, s set, names ...string) *fleet {
 	t.Helper()
-	shared := wanted(t, s)
+	lab := wanted(t, s)
 	ctx, cancel := context.WithTimeout(t.Context(), 55*time.Minute)
 	t.Cleanup(cancel)
-	lab, err := shared.Beside(ctx, "fleet")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := lab.Close(); err != nil {
-			t.Error(err)
-		}
-	})
 	f := &fleet{controller: newController(t, ctx, lab), node: nodeOf("2.1.9"), machines: make(map[string]*machine), secrets: []string{"sesame-in-a-file", "sesame-in-a-variable"}}
 	key := filepath.Join(f.dir, "key")
 	if out, err := exec.CommandContext(ctx, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key).CombinedOutput(); err != nil {
@@ -878,7 +869,7 @@ func startFleet(t *testing.T, s set, names ...string) *fleet {
 		"ansible_ssh_private_key_file": key,
 		"ansible_ssh_common_args":      "-F none -o StrictHostKeyChecking=yes -o UserKnownHostsFile=" + known,
 		"ansible_python_interpreter":   "/usr/bin/python3",
-		"nodeprep_binaries":            map[string]string{"amd64": shared.Nodeprep()},
+		"nodeprep_binaries":            map[string]string{"amd64": lab.Nodeprep()},
 		"nodeprep_files":               []string{f.write("password", f.secrets[0]+"\n", 0o600)},
 		"nodeprep_token":               f.secrets[1],
 		"nodeprep_overlay": map[string]any{"registries": map[string]any{
@@ -899,7 +890,7 @@ func startFleet(t *testing.T, s set, names ...string) *fleet {
 		f.hosts[name] = map[string]any{"ansible_host": ssh.Address.Addr().String(), "ansible_port": int(ssh.Address.Port())}
 	}
 	f.write("known_hosts", hostKeys.String(), 0o600)
-	f.size("nodeprep", shared.Nodeprep())
+	f.size("nodeprep", lab.Nodeprep())
 	return f
 }
 

@@ -41,7 +41,7 @@ func TestImagesRefused(t *testing.T) {
 	}{
 		{"an archive that is none", inAll, "", "", func() string { return with("/etc/services") }, []string{"/etc/services"}},
 		{"for another platform", inMain, "", "", func() string { return with(images + "foreign.tar") }, []string{"foreign.tar", supply.ForeignImage, "linux/amd64", "s390x"}},
-		{"parts are missing", inMain, "", "", func() string { return with(images + "holes.tar") }, []string{"holes.tar", supply.HolesImage, "sha256:"}},
+		{"parts are missing", inAll, "", "", func() string { return with(images + "holes.tar") }, []string{"holes.tar", supply.HolesImage, "sha256:"}},
 		{"cut short", inAll, "mkdir -p /root/node && head -c 700000 " + images + "busybox.tar >/root/node/short.tar", "", func() string { return with("/root/node/short.tar") }, []string{"short.tar"}},
 		{"no space to stage", inAll, "mount -t tmpfs -o size=50m tmpfs /usr/local", "umount /usr/local", func() string { return bundled }, []string{"/usr/local", "space"}},
 		{"no space for images, seen before", inAll, "mkdir -p /var/lib/containerd && mount -t tmpfs -o size=2m tmpfs /var/lib/containerd",

@@ -182,7 +182,7 @@ func (l *Lab) addRare(ctx context.Context, root string, content map[string]strin
 func (l *Lab) config(accel, dir string) qemu.Config {
 	return qemu.Config{
 		Arch: l.guest.Arch, Accel: accel, CPUs: l.guest.CPUs, MemoryMiB: l.guest.MemoryMiB,
-		Kernel: l.base.Kernel, Initrd: l.base.Initrd, SSH: l.guest.SSH,
+		Kernel: l.base.Kernel, Initrd: l.base.Initrd,
 		Disk: filepath.Join(dir, "disk.qcow2"), Dir: dir,
 	}
 }

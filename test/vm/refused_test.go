@@ -26,7 +26,7 @@ func TestRefused(t *testing.T) {
 			said := m.exits(1, n.command("apply"))
 			m.says(said, "runc", "2.38", "2.36")
 		}},
-		{"usr is read-only", inMain, func(m *machine) {
+		{"usr is read-only", inAll, func(m *machine) {
 			m.give(n, "")
 			m.must("mount --bind /usr /usr && mount -o remount,bind,ro /usr")
 			said := m.exits(1, n.command("apply"))
@@ -43,7 +43,7 @@ func TestRefused(t *testing.T) {
 			}
 			m.must("umount /usr/local")
 		}},
-		{"no space, met halfway", inMain, func(m *machine) {
+		{"no space, met halfway", inAll, func(m *machine) {
 			m.give(n, "")
 			m.must("mount -t tmpfs -o size=300m tmpfs /usr/local && mkdir /usr/local/bin /usr/local/sbin")
 			m.must("inguest fill /usr/local/bin > /run/fill 2>&1 & until grep -q ready /run/fill; do sleep 0.1; done")
@@ -65,7 +65,7 @@ func TestRefused(t *testing.T) {
 				m.t.Errorf("containerd.service (-want +got):\n%s", diff)
 			}
 		}},
-		{"another nodeprep runs", inMain, func(m *machine) {
+		{"another nodeprep runs", inAll, func(m *machine) {
 			m.give(n, "")
 			m.must("flock / -c 'echo held > /run/held; exec sleep 1000' > /dev/null 2>&1 & until test -e /run/held; do sleep 0.1; done")
 			said := m.exits(1, n.command("apply"))

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -37,8 +38,14 @@ const (
 // labs opens the one lab that all scenarios share, at the first that wants it.
 var labs = sync.OnceValues(func() (*vm.Lab, error) {
 	began := time.Now()
+	main := *scenarios == "main"
+	releases := vm.Releases()
+	if main {
+		// No scenario of it has the oldest.
+		releases = slices.DeleteFunc(releases, func(r supply.Release) bool { return r == nodes()[0].containerd })
+	}
 	return vm.Open(context.Background(), vm.Options{
-		Guest: "bookworm", Nodeprep: *nodeprep, Releases: vm.Releases(),
+		Guest: "bookworm", Nodeprep: *nodeprep, Releases: releases, Plain: main,
 		Log: func(format string, args ...any) {
 			fmt.Fprintf(os.Stderr, "%7.1fs  %s\n", time.Since(began).Seconds(), fmt.Sprintf(format, args...))
 		},

@@ -3,32 +3,11 @@ package vm
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 
 	"github.com/nodeprep/nodeprep/test/vm/supply"
 )
-
-// Unbooted is a lab for another guest with the same media, whose machines begin with Boot or
-// BootWith: none was saved. They, and it, must be closed before l is.
-func (l *Lab) Unbooted(ctx context.Context, guest string) (_ *Lab, err error) {
-	other := *l
-	other.snapshot = ""
-	if other.guest, err = supply.GuestNamed(guest); err != nil {
-		return nil, err
-	}
-	if other.guest.Arch != l.guest.Arch {
-		return nil, fmt.Errorf("guest %s is %s: its media are not those of %s", guest, other.guest.Arch, l.guest.Arch)
-	}
-	if other.tmp, other.remove, err = l.store.Scratch(); err != nil {
-		return nil, err
-	}
-	if other.base, err = l.store.Base(ctx, other.guest); err != nil {
-		return nil, errors.Join(err, other.Close())
-	}
-	return &other, nil
-}
 
 // BootWith is Boot, with read-only disks that the machine finds when its kernel starts, by
 // their serials. They stay over power cuts and reboots, and may be replaced in between.

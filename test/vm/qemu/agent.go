@@ -196,7 +196,7 @@ func (m *Machine) Exec(ctx context.Context, stdin string, path string, args ...s
 			return Result{}, m.explain(fmt.Errorf("run %s: the machine ended", path))
 		case <-time.After(pause):
 		}
-		pause = min(pause*5/4, 250*time.Millisecond)
+		pause = min(pause*5/4, 500*time.Millisecond)
 	}
 }
 

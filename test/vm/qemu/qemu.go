@@ -37,9 +37,6 @@ type Config struct {
 	// the log of QEMU 7.2, whose driver it is. So a saved state of an unrecorded machine
 	// does not fit.
 	Record string
-	// SSH gives the machine a network card, on which it is 10.0.2.15/24. Nothing gets out
-	// through it, and of the machine its port 22 alone is reached, at SSHAddress.
-	SSH bool
 	// Media are raw disk images that are there from the start, read-only, by their serials:
 	// the machine finds them under /dev/disk/by-id/virtio-SERIAL.
 	Media map[string]string
@@ -107,12 +104,13 @@ func Args(cfg Config) (program string, args []string, err error) {
 	}
 	args = append(args,
 		"-smp", strconv.Itoa(cfg.CPUs), "-m", strconv.Itoa(cfg.MemoryMiB),
-		"-nodefaults", "-no-user-config", "-display", "none", "-nic", nic(cfg),
+		"-nodefaults", "-no-user-config", "-display", "none", "-nic", "none",
 		"-kernel", cfg.Kernel, "-initrd", cfg.Initrd,
 		"-append", cmp.Or(cfg.Cmdline, cmdline(cfg.Arch, console)),
 		"-blockdev", root,
 		"-device", device,
 		"-device", "virtio-scsi-pci,id=scsi",
+		"-device", "pcie-root-port,id="+slot+",chassis=1",
 		"-device", "virtio-rng-pci",
 		"-device", "virtio-serial-pci",
 		"-chardev", "socket,id=agent,server=on,wait=off,path="+escape(in("agent")),
@@ -130,14 +128,8 @@ func Args(cfg Config) (program string, args []string, err error) {
 	return program, args, nil
 }
 
-// nic is the machine's network: none, or one that QEMU plays. The port on this machine is
-// whichever is free.
-func nic(cfg Config) string {
-	if !cfg.SSH {
-		return "none"
-	}
-	return "user,id=net,model=virtio-net-pci,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22"
-}
+// slot is where a card is plugged into a running machine.
+const slot = "outlet"
 
 // cmdline boots a machine from its disk, quietly. The timer's self-test fails, and the
 // kernel gives up, where an emulated PC gets no processor for a moment; the emulated
@@ -303,9 +295,20 @@ func (m *Machine) AttachDisk(ctx context.Context, image, serial string) error {
 	return nil
 }
 
-// SSHAddress is where the port 22 of a machine with SSH is reached on this machine. QEMU
-// tells it in its monitor only (info usernet).
-func (m *Machine) SSHAddress(ctx context.Context) (netip.AddrPort, error) {
+// AttachCard gives the machine a network card, on which it is to be 10.0.2.15/24: QEMU plays
+// the network, 10.0.2.0/24, and its own end is .2. Nothing gets out through it, and of the
+// machine its port 22 alone is reached, at an address of this one that AttachCard returns.
+func (m *Machine) AttachCard(ctx context.Context) (netip.AddrPort, error) {
+	if err := m.qmp.do(ctx, "netdev_add", map[string]any{
+		"type": "user", "id": "net", "restrict": true, "ipv6": false,
+		"hostfwd": []any{map[string]any{"str": "tcp:127.0.0.1:0-:22"}}, // whichever port is free
+	}, nil); err != nil {
+		return netip.AddrPort{}, fmt.Errorf("attach a network card: %w", err)
+	}
+	if err := m.qmp.do(ctx, "device_add", map[string]any{"driver": "virtio-net-pci", "id": "card", "bus": slot, "netdev": "net"}, nil); err != nil {
+		return netip.AddrPort{}, fmt.Errorf("attach a network card: %w", err)
+	}
+	// QEMU tells the port in its monitor only.
 	var said string
 	if err := m.qmp.do(ctx, "human-monitor-command", map[string]any{"command-line": "info usernet"}, &said); err != nil {
 		return netip.AddrPort{}, err

@@ -6,6 +6,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -27,8 +28,6 @@ type Guest struct {
 	CPUs      int      `yaml:"cpus"`
 	DiskGiB   int      `yaml:"diskGiB"` // of the root file system, sparse
 	Packages  []string `yaml:"packages"`
-	// SSH gives it a network card for sshd; left out of the hash of those that have none.
-	SSH bool `yaml:"ssh" json:",omitempty"`
 }
 
 // GuestNamed reads guests/NAME.yaml.
@@ -53,7 +52,7 @@ type Base struct {
 }
 
 // guestRecipe changes when the same Guest gives another disk.
-const guestRecipe = 1
+const guestRecipe = 2
 
 // Base returns the guest's root disk, raw ext4, with its kernel and initrd beside it.
 func (s *Store) Base(ctx context.Context, g Guest) (Base, error) {
@@ -173,5 +172,17 @@ func settle(root string, g Guest) error {
 			return err
 		}
 	}
-	return nil
+	return quiet(root)
+}
+
+// quiet has what a guest brings for some tests do nothing in the others.
+func quiet(root string) error {
+	if err := os.RemoveAll(filepath.Join(root, "etc/systemd/system/multi-user.target.wants/ssh.service")); err != nil {
+		return err
+	}
+	cloud := filepath.Join(root, "etc/cloud")
+	if _, err := os.Stat(cloud); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return os.WriteFile(filepath.Join(cloud, "cloud-init.disabled"), nil, 0o644)
 }

@@ -86,6 +86,7 @@ func binaryChecks() []Check {
 			Why:    "A program that is not the one that was verified and installed may be anything.",
 			Source: "SLSA, verifying artifacts",
 			Needs:  []string{NeedReceipt},
+			Time:   programTime,
 			Remedy: "nodeprep apply --adopt",
 			Run:    integrity,
 		},

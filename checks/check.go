@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"time"
 )
 
 // Stage is when a check makes sense.
@@ -57,6 +58,9 @@ type Check struct {
 	// Needs are facts (NeedLive and its like) and IDs of other checks, which must have
 	// passed, or warned.
 	Needs []string
+	// Time is how long it may take where that is more than others have, as to read
+	// whole programs from a slow card.
+	Time time.Duration
 	// Remedy says in general what is to be done; results have the lines for their host.
 	Remedy string
 	// Run looks. One result when all is well, and one for each thing that is not.

@@ -59,6 +59,8 @@ func matches(patterns []string, id string) bool {
 const (
 	localTime   = 10 * time.Second
 	networkTime = 20 * time.Second
+	// Some 150 MB of programs, from a card that gives 3 MB a second.
+	programTime = time.Minute
 )
 
 // Run runs the selected checks of a node, side by side, each after those that it needs.
@@ -133,10 +135,10 @@ func run(ctx context.Context, n *Node, s Selection, catalogue []Check) Report {
 
 // look waits for what the check needs, and runs it.
 func (r *running) look(ctx context.Context, n *Node, all map[string]*running) []Result {
-	limit := localTime
+	limit := max(r.check.Time, localTime)
 	for _, need := range r.check.Needs {
 		if need == NeedNetwork {
-			limit = networkTime
+			limit = max(limit, networkTime)
 		}
 		if o, isCheck := all[need]; isCheck {
 			<-o.done

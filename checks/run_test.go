@@ -177,6 +177,29 @@ func TestChecksThatBreak(t *testing.T) {
 	})
 }
 
+// What reads whole programs has longer, on a slow card.
+func TestChecksThatTakeTheirTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := &Node{facts: map[string]any{}, ctx: t.Context()}
+		slow, tooSlow := made("a/slow", Pass), made("a/too-slow", Pass)
+		for c, d := range map[*Check]time.Duration{&slow: 50 * time.Second, &tooSlow: 70 * time.Second} {
+			c.Time = programTime
+			c.Run = func(ctx context.Context, _ *Node) []Result {
+				select {
+				case <-time.After(d):
+					return pass("read")
+				case <-ctx.Done():
+					return unknown(context.Cause(ctx))
+				}
+			}
+		}
+		got := verdicts(run(t.Context(), n, Selection{}, []Check{slow, tooSlow}))
+		if !strings.Contains(got[0], " pass: ") || !strings.Contains(got[1], " unknown: ") {
+			t.Errorf("%q, want one that passes and one that does not answer in time", got)
+		}
+	})
+}
+
 // What hangs while a fact is asked for, and what breaks there, is as bounded as a check.
 func TestFactsThatBreak(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

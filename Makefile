@@ -19,7 +19,7 @@ RACE        = GORACE='atexit_sleep_ms=0 $(GORACE)' $(GO) test -race -vet=off -sh
 # Tests that kill nodeprep at points: with the race detector they are far slower.
 CRASHES     = CrashMatrix|IsKilled|CancelAnywhere|EachWriteFails
 
-.PHONY: help build test test-fast test-whole test-machines lint golden demo bench deps
+.PHONY: help build test test-fast test-whole test-machines test-machines-every lint golden demo bench deps
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -45,8 +45,11 @@ test-whole: build ## the whole crash matrix and the whole oracle, no root
 	$(PLAIN) $(GO) test -timeout 30m ./...
 	cd test/oracle && $(ORACLE) $(GO) test -timeout 30m ./...
 
-test-machines: deps build ## the whole machine matrix, stopped after 70 minutes
+test-machines: deps build ## the machine matrix, stopped after 70 minutes
 	$(PLAIN) $(GO) test ./test/vm -count=1 -v -timeout 70m -vm=all
+
+test-machines-every: deps build ## the same with all releases, and all of each: hours
+	$(PLAIN) $(GO) test ./test/vm -count=1 -v -timeout 5h -vm=every
 
 lint: ## gofmt, vet, staticcheck
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'not formatted:'; gofmt -l $$(git ls-files '*.go'); exit 1; }

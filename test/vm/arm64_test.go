@@ -168,7 +168,7 @@ func TestArm64(t *testing.T) {
 	native := wanted(t, inMain)
 	n, older := boardOf("2.1.9"), boardOf("1.7.24")
 	all := []node{n}
-	if *scenarios == "all" {
+	if thisRun() == inEvery {
 		all = append(all, older)
 	}
 	lab := boards(t, all...)
@@ -179,7 +179,7 @@ func TestArm64(t *testing.T) {
 		if got := m.must("uname -m; ls /sys/class/net"); got != "aarch64\nlo" {
 			t.Fatalf("the machine is %q", got)
 		}
-		if *scenarios == "all" {
+		if thisRun() >= inAll {
 			boardFromReleases(m, n)
 		}
 
@@ -197,12 +197,13 @@ func TestArm64(t *testing.T) {
 		m.must("systemctl restart containerd")
 		alive(m, pod)
 	})
-	if *scenarios == "main" {
+	if thisRun() == inMain {
 		t.Log("only with -vm=all: release files, the host as it was before, containerd 1.7, a disk that this machine made, and the same bundle on a server")
 		return
 	}
 
 	t.Run("containerd "+older.containerd.Version, func(t *testing.T) {
+		inEvery.orSkip(t)
 		m := board(t, lab)
 		m.give(older, "")
 		m.exits(0, older.command("apply"))
@@ -223,7 +224,7 @@ func TestArm64(t *testing.T) {
 		passedOver(m, n)
 	})
 	t.Run("the same bundle on a server", func(t *testing.T) {
-		m := start(t, inAll)
+		m := start(t, inEvery)
 		m.plug("bundle", map[string]string{"both.bundle": bundle, "nodeprep": native.Nodeprep()})
 		m.exits(0, stick+"/nodeprep apply --bundle "+stick+"/both.bundle")
 		boardWorks(m, nodeOf("2.1.9"))

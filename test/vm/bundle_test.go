@@ -159,7 +159,7 @@ func TestBundle(t *testing.T) {
 	t.Parallel() // with the other tests' scenarios
 	for _, n := range nodes() {
 		t.Run("containerd "+n.containerd.Version, func(t *testing.T) {
-			s := inAll
+			s := inEvery
 			if n.containerd.Version == "2.1.9" {
 				s = inMain
 			}
@@ -222,7 +222,7 @@ func TestBundle(t *testing.T) {
 				}
 			}
 			idle("a second apply", apply)
-			if *scenarios == "all" {
+			if thisRun() >= inAll {
 				m.exits(0, "nodeprep plan --bundle - <"+stick+"/node.bundle")
 				m.must("mkdir /run/layout && tar xf " + stick + "/node.bundle -C /run/layout")
 				m.exits(0, "nodeprep plan --bundle /run/layout")
@@ -512,9 +512,7 @@ func TestBundleRefused(t *testing.T) {
 			[]string{"nodeprep.lock:" + strconv.Itoa(line), sum, other}},
 	} {
 		t.Run(story.name, func(t *testing.T) {
-			if story.set == inAll && *scenarios == "main" {
-				t.Skip("only with -vm=all")
-			}
+			story.set.orSkip(t)
 			m := &machine{Machine: m.Machine, ctx: m.ctx, t: t}
 			defer m.must("rm -rf /root/node")
 			m.must("mkdir -p /root/node")

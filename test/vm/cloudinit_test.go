@@ -39,8 +39,9 @@ WantedBy=multi-user.target
 EOF
 ln -sf ../kubelet.service "$ROOT/etc/systemd/system/multi-user.target.wants/kubelet.service"
 rm "$ROOT/etc/cloud/cloud-init.disabled"
-# No other source is asked, the small guest has no locales, and keys for sshd take long to make.
-printf 'datasource_list: [NoCloud]\nlocale: C.UTF-8\nssh_deletekeys: false\nssh_genkeytypes: []\n' >"$ROOT/etc/cloud/cloud.cfg.d/99-test.cfg"
+# No other source is asked, the small guest has no locales, keys for sshd take long to make,
+# and a power cut leaves cloud-init believing that it has made its user.
+printf 'datasource_list: [NoCloud]\nlocale: C.UTF-8\nssh_deletekeys: false\nusers: []\n' >"$ROOT/etc/cloud/cloud.cfg.d/99-test.cfg"
 if [ -n "$SERVE" ]; then
 	mkdir "$ROOT/srv/boot"
 	cp "$SERVE"/* "$ROOT/srv/boot"
@@ -359,7 +360,7 @@ func (c *cloud) valid(m *machine, user string) {
 	if packed := strings.Contains(forms["packed"], "gz+b64"); !packed || strings.Contains(user, "b64") {
 		t.Errorf("packed: %v", packed)
 	}
-	if *scenarios == "main" {
+	if thisRun() == inMain {
 		t.Log("only with -vm=all: cloud-init's schema of the forms url and image")
 		delete(forms, "url")
 		delete(forms, "image")
@@ -455,11 +456,13 @@ func TestCloudInitBroken(t *testing.T) {
 	wrong := c.overlay(t, "runc: {version: 1.1.5, sha256: {amd64: "+strings.Repeat("0123456789abcdef", 4)+"}}\n")
 	m := c.boot(t, c.userData(t, c.fromDisk("-f", wrong)...), image{})
 	c.refused(m)
-	if *scenarios == "main" {
+	if thisRun() == inMain {
 		return
 	}
-	m.reboot()
-	c.refused(m)
+	if thisRun() == inEvery {
+		m.reboot()
+		c.refused(m)
+	}
 
 	m.must("mount -o ro /dev/disk/by-label/" + cloudLabel + " /mnt; nodeprep apply --bundle /mnt/nodeprep.bundle; umount /mnt")
 	const receipt = "sha256sum </var/lib/nodeprep/receipt.json"
@@ -543,11 +546,14 @@ func TestCloudInitPowerCut(t *testing.T) {
 			m.says(m.must("journalctl -b --no-pager -o cat -u "+at.mends), "reverted")
 			checkImages(m, c.n)
 			m.says(m.must("nodeprep status"), "generation 1,", "at boot", "cloud-init", "done")
-			if *scenarios == "main" {
+			if thisRun() == inMain {
 				c.valid(m, user)
 				return
 			}
 			checkPod(m, c.n)
+			if at.set == inMain && thisRun() < inEvery {
+				return // the other cut has a third boot
+			}
 			m.reboot()
 			if diff := cmp.Diff(second, c.ready(m, "done")); diff != "" {
 				t.Errorf("the third boot ran again (-second +third):\n%s", diff)

@@ -15,7 +15,7 @@ import (
 // What the daemon need not restart for, it is not restarted for; and where a restart
 // would cost containers, it is refused with what makes it so.
 func TestRestartDiscipline(t *testing.T) {
-	m := start(t, inAll)
+	m := start(t, inEvery)
 	n := nodeOf("2.1.9")
 	m.give(n, "")
 	m.exits(0, n.command("apply"))
@@ -127,7 +127,7 @@ func TestRepairedKillMode(t *testing.T) {
 		settled(m)
 	}
 	t.Run("of an older profile", func(t *testing.T) {
-		m := start(t, inAll)
+		m := start(t, inEvery)
 		m.give(n, "systemd: {killMode: control-group}\n")
 		m.exits(0, n.command("apply"))
 		if got := killMode(m); got != "control-group" {

@@ -17,12 +17,9 @@ func TestFreshNode(t *testing.T) {
 	t.Parallel() // with the other tests' scenarios
 	for _, n := range nodes() {
 		t.Run("containerd "+n.containerd.Version, func(t *testing.T) {
-			s := inMain
-			if n.containerd.Version != "2.4.2" {
-				// Every run has the others in other scenarios: 1.7, whose containers survive its
-				// upgrade, and 2.1, which all that a node can be is asked of in TestBundle.
-				s = inAll
-			}
+			// Every run has the others in other scenarios: 1.7, whose containers survive its
+			// upgrade, and 2.1, which all that a node can be is asked of in TestBundle.
+			s := map[string]set{"2.4.2": inMain, "1.6.20": inAll, "1.7.24": inEvery, "2.1.9": inEvery}[n.containerd.Version]
 			m := start(t, s)
 			m.give(n, "")
 			m.must("test -z \"$(ls /sys/class/net | grep -v ^lo$)\"") // no network but the loopback
@@ -46,9 +43,7 @@ func TestFreshNode(t *testing.T) {
 				t.Fatal("what comes after this is not tried on what it left behind")
 			}
 			t.Run("an audit after an apply", func(t *testing.T) {
-				if *scenarios == "main" {
-					t.Skip("only with -vm=all")
-				}
+				inAll.orSkip(t)
 				auditAfterApply(&machine{m.Machine, m.ctx, t}, n)
 			})
 		})

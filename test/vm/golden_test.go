@@ -169,7 +169,7 @@ func TestGoldenImage(t *testing.T) {
 	if len(id) != 32 {
 		t.Errorf("machine-id is %q", id)
 	}
-	if *scenarios == "main" {
+	if thisRun() == inMain {
 		return
 	}
 

@@ -31,6 +31,14 @@ const (
 	mostBoots  = 9
 )
 
+// some is a third of the cuts, but for -vm=every.
+func some(n int) int {
+	if thisRun() == inEvery {
+		return n
+	}
+	return n / 3
+}
+
 // change is a command that changes the node, and what becomes of it.
 type change struct {
 	name, command string
@@ -186,11 +194,11 @@ func chooseCuts(log *powercut.Log, windows []*window, seed uint64) []*cut {
 	random := rand.New(rand.NewPCG(seed, 0))
 	for i, w := range windows {
 		at := log.Boundaries(w.from, w.to)
-		n := min(len(at), max(leastCuts, flushCuts*len(at)/total))
+		n := min(len(at), max(some(leastCuts), some(flushCuts)*len(at)/total))
 		for k := range n {
 			all = append(all, &cut{window: i, at: at[k*(len(at)-1)/(n-1)]})
 		}
-		for range randomCuts / len(windows) {
+		for range some(randomCuts) / len(windows) {
 			// Anywhere in the log: the more is in flight, the more often.
 			k, found := slices.BinarySearch(at, w.from+random.IntN(w.to-w.from))
 			if !found {
@@ -445,7 +453,7 @@ func chooseBoots(windows []*window, cuts []*cut) []*cut {
 		byPhase[c.window][c.phase] = append(byPhase[c.window][c.phase], c)
 	}
 	var chosen []*cut
-	for len(chosen) < mostBoots {
+	for len(chosen) < some(mostBoots) {
 		before := len(chosen)
 		for _, phases := range byPhase {
 			// The rarest first: most of the time is spent in one phase.
@@ -464,7 +472,7 @@ func chooseBoots(windows []*window, cuts []*cut) []*cut {
 			break
 		}
 	}
-	chosen = chosen[:min(len(chosen), mostBoots)]
+	chosen = chosen[:min(len(chosen), some(mostBoots))]
 	slices.SortFunc(chosen, func(a, b *cut) int { return a.at - b.at })
 	return chosen
 }

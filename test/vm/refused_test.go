@@ -94,9 +94,7 @@ func TestRefused(t *testing.T) {
 		}},
 	} {
 		good := t.Run(story.name, func(t *testing.T) {
-			if story.set == inAll && *scenarios == "main" {
-				t.Skip("only with -vm=all")
-			}
+			story.set.orSkip(t)
 			m := &machine{Machine: whole.Machine, ctx: whole.ctx, t: t}
 			m.must("rm -rf /root/node")
 			story.run(m)
@@ -130,7 +128,7 @@ func TestFailedChange(t *testing.T) {
 
 // People put things elsewhere and link to them: the links are followed, never replaced.
 func TestLinkedFolders(t *testing.T) {
-	m := start(t, inAll)
+	m := start(t, inEvery)
 	n := nodeOf("2.1.9")
 	m.give(n, "")
 	m.must("mkdir -p /srv/cni /srv/local-bin /srv/containerd && ln -s /srv/cni /opt/cni && rmdir /usr/local/bin && ln -s ../../srv/local-bin /usr/local/bin && ln -s /srv/containerd /var/lib/containerd")

@@ -40,7 +40,7 @@ func TestRegistries(t *testing.T) {
 		t.Run("containerd "+n.containerd.Version, func(t *testing.T) {
 			s := inMain
 			if n.containerd.Version != "2.1.9" {
-				s = inAll
+				s = inEvery
 			}
 			m := start(t, s)
 			e := newSite(m, n)
@@ -55,7 +55,7 @@ func TestRegistries(t *testing.T) {
 			e.pulls(firstPulls())
 			e.probes(firstProbes())
 			pod := n.runPod(m, "one") // of an image that came from the mirror of all
-			if *scenarios == "all" {
+			if thisRun() >= inAll {
 				e.changed(pod)
 				e.pulls(changedPulls())
 			} else {
@@ -461,12 +461,10 @@ func credentialPulls() []aPull {
 func (e *site) pulls(all []aPull) {
 	for i, p := range all {
 		e.t.Run(p.name, func(t *testing.T) {
-			if p.set == inAll && *scenarios == "main" {
-				t.Skip("only with -vm=all")
-			}
+			p.set.orSkip(t)
 			of := *e
 			of.machine = &machine{Machine: e.Machine, ctx: e.ctx, t: t}
-			of.pull(p, i == 0 || *scenarios == "all")
+			of.pull(p, i == 0 || thisRun() >= inAll)
 		})
 	}
 }
@@ -653,9 +651,7 @@ func credentialProbes() []aProbe {
 func (e *site) probes(all []aProbe) {
 	for _, p := range all {
 		e.t.Run("probe/"+p.name, func(t *testing.T) {
-			if p.set == inAll && *scenarios == "main" {
-				t.Skip("only with -vm=all")
-			}
+			p.set.orSkip(t)
 			of := *e
 			of.machine = &machine{Machine: e.Machine, ctx: e.ctx, t: t}
 			before := of.counted()

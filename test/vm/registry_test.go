@@ -212,7 +212,7 @@ func TestBundleRegistry(t *testing.T) {
 		})
 	}
 	t.Run("images from a registry", func(t *testing.T) {
-		if *scenarios == "main" {
+		if thisRun() == inMain {
 			t.Skip("only with -vm=all: it packs a whole bundle")
 		}
 		r := startRegistry(t, false)

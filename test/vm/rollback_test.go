@@ -85,7 +85,7 @@ func TestRefusedAtStart(t *testing.T) {
 		m.exits(0, n.command("apply"))
 	})
 	t.Run("on a fresh one", func(t *testing.T) {
-		m := start(t, inAll)
+		m := start(t, inEvery)
 		for _, b := range badConfigs() {
 			t.Log(b.name)
 			b.with(m, n)

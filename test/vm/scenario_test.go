@@ -22,23 +22,38 @@ import (
 
 // Flags of the scenarios; see README.md.
 var (
-	scenarios = flag.String("vm", os.Getenv("NODEPREP_VM"), "run scenarios on real machines: main or all")
+	scenarios = flag.String("vm", os.Getenv("NODEPREP_VM"), "run scenarios on real machines: main, all or every")
 	nodeprep  = flag.String("vm.nodeprep", "", "use this `FILE` instead of building nodeprep")
 	keep      = flag.Bool("vm.keep", false, "keep every machine's disk and logs, not only those of failed ones")
 )
 
-// How much is run: a scenario is in one of these.
+// How much is run: a scenario is in one of these, and a run has all up to its own.
 type set int
 
 const (
-	inMain set = iota // with every make test
-	inAll             // with make test-machines only
+	inMain  set = iota // with every make test
+	inAll              // with make test-machines
+	inEvery            // with make test-machines-every: the same with other releases, and more of it
 )
+
+// sets are their names, as -vm takes them.
+func sets() []string { return []string{"main", "all", "every"} }
+
+// thisRun is the set of this run, and negative without one.
+func thisRun() set { return set(slices.Index(sets(), *scenarios)) }
+
+// orSkip ends a test that this run does not have.
+func (s set) orSkip(t *testing.T) {
+	t.Helper()
+	if s > thisRun() {
+		t.Skip("only with -vm=" + sets()[s])
+	}
+}
 
 // labs opens the one lab that all scenarios share, at the first that wants it.
 var labs = sync.OnceValues(func() (*vm.Lab, error) {
 	began := time.Now()
-	main := *scenarios == "main"
+	main := thisRun() == inMain
 	releases := vm.Releases()
 	if main {
 		// No scenario of it has the oldest.
@@ -91,12 +106,11 @@ func wanted(t *testing.T, s set) *vm.Lab {
 	t.Helper()
 	switch {
 	case *scenarios == "":
-		t.Skip("needs a real machine: run as root, go test ./test/vm -vm=main (or -vm=all)")
-	case *scenarios != "main" && *scenarios != "all":
-		t.Fatalf("-vm=%s: want main or all", *scenarios)
-	case s == inAll && *scenarios == "main":
-		t.Skip("only with -vm=all")
+		t.Skip("needs a real machine: run as root, go test ./test/vm -vm=main (or all, or every)")
+	case thisRun() < 0:
+		t.Fatalf("-vm=%s: want one of %s", *scenarios, strings.Join(sets(), ", "))
 	}
+	s.orSkip(t)
 	t.Parallel()
 	lab, err := labs()
 	if err != nil {

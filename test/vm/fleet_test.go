@@ -140,7 +140,7 @@ func (c *controller) play(args ...string) (int, string, map[string]recap) {
 // batchClock keeps what ansible-playbook says, and when it began each batch and ended the
 // last: it says so in lines "PLAY [NAME]" and "PLAY RECAP".
 type batchClock struct {
-	bytes.Buffer
+	text  bytes.Buffer // not embedded: io.Copy would find its ReadFrom, and pass by Write
 	marks []time.Time
 }
 
@@ -148,8 +148,10 @@ func (b *batchClock) Write(p []byte) (int, error) {
 	for range bytes.Count(p, []byte("PLAY [")) + bytes.Count(p, []byte("PLAY RECAP")) {
 		b.marks = append(b.marks, time.Now())
 	}
-	return b.Buffer.Write(p)
+	return b.text.Write(p)
 }
+
+func (b *batchClock) String() string { return b.text.String() }
 
 func (b *batchClock) batches() (d []time.Duration) {
 	for i := 1; i < len(b.marks); i++ {

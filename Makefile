@@ -30,7 +30,7 @@ deps: ## what the machine tests need from the distribution's packages (root)
 	test/vm/deps.sh
 
 # What is left out here is in the targets after it; CONTRIBUTING.md says what is where.
-test: deps build ## all but the long matrices, under 25 minutes; needs root for the machines
+test: deps build ## all but the long matrices; needs root for the machines
 	$(RACE) ./...
 	$(PLAIN) $(GO) test -timeout 20m ./install -run '$(CRASHES)' -points 7
 	cd test/oracle && $(ORACLE) $(GO) test -short -timeout 30m ./...

@@ -198,7 +198,7 @@ func TestArm64(t *testing.T) {
 		alive(m, pod)
 	})
 	if thisRun() == inMain {
-		t.Log("only with -vm=all: release files, the host as it was before, containerd 1.7, a disk that this machine made, and the same bundle on a server")
+		t.Log("only with -vm=all: release files, the host as it was before, a disk that this machine made; with -vm=every: containerd 1.7, and the same bundle on a server")
 		return
 	}
 

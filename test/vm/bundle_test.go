@@ -74,17 +74,23 @@ func twoImages(dir string) string {
 	return fmt.Sprintf("images: [{file: %s/pause.tar, pin: true}, {file: %[1]s/busybox.tar, pin: false}]\n", dir)
 }
 
+// bundled is what the profile of the node's bundle has beside the node's own, with images
+// from a folder.
+func (n node) bundled(images string) string {
+	more := registryWithCA + twoImages(images)
+	if j := joined(); n == j.node {
+		more += j.profile()
+	}
+	return more
+}
+
 // makeBundle locks the node's profile and makes a bundle of it, without a network.
 func makeBundle(t *testing.T, lab *vm.Lab, n node) (made, error) {
 	dir, err := lab.Scratch()
 	if err != nil {
 		return made{}, err
 	}
-	more := registryWithCA + twoImages(lab.Images())
-	if n.containerd.Version == joined().containerd.Version {
-		more += joined().profile()
-	}
-	files := n.profile(t, func(r supply.Release) string { return hostSum(t, lab, r) }, more)
+	files := n.profile(t, func(r supply.Release) string { return hostSum(t, lab, r) }, n.bundled(lab.Images()))
 	files["ca.pem"] = certificate(t, "authority", time.Now().AddDate(10, 0, 0)).cert
 	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
@@ -227,11 +233,7 @@ func TestBundle(t *testing.T) {
 				m.must("mkdir /run/layout && tar xf " + stick + "/node.bundle -C /run/layout")
 				m.exits(0, "nodeprep plan --bundle /run/layout")
 				m.must("umount /media/stick/images && mount -o ro /dev/disk/by-id/scsi-0QEMU_QEMU_HARDDISK_releases /media/releases")
-				more := registryWithCA + twoImages(vm.StickDir+"/images")
-				if j := joined(); n == j.node {
-					more += j.profile()
-				}
-				m.give(n, more)
+				m.give(n, n.bundled(vm.StickDir+"/images"))
 				if err := m.WriteFile(m.ctx, "/root/node/ca.pem", string(ca)); err != nil {
 					t.Fatal(err)
 				}

@@ -130,7 +130,7 @@ func unitCases() []broken {
 			place:  dropIns + "zz-kill.conf:2", observed: "mixed", after: noDropIns, warns: []string{"unit/drop-ins"},
 		},
 		{
-			name: "OOMScoreAdjust=0 in a drop-in of higher order", check: "unit/oom-score-adjust",
+			name: "OOMScoreAdjust=0 in a drop-in of higher order", main: true, check: "unit/oom-score-adjust",
 			breaks: dropIn("10-oom.conf", "OOMScoreAdjust=-999") + "\n" + dropIn("zz-oom.conf", "OOMScoreAdjust=0"),
 			place:  dropIns + "zz-oom.conf:2", observed: "0", after: noDropIns, warns: []string{"unit/drop-ins"},
 		},

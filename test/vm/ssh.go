@@ -20,7 +20,7 @@ func (m *Machine) OpenSSH(ctx context.Context, user, public string) (SSH, error)
 	if err != nil {
 		return SSH{}, err
 	}
-	r, err := m.Sh(ctx, fmt.Sprintf(`until card=$(ls /sys/class/net | grep '^e'); do sleep 0.1; done
+	r, err := m.Sh(ctx, fmt.Sprintf(`for i in $(seq 600); do if ls -d /sys/class/net/e* >/dev/null 2>&1; then break; fi; sleep 0.1; done
 udevadm settle
 card=$(ls /sys/class/net | grep '^e')
 ip addr add 10.0.2.15/24 dev $card

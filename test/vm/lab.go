@@ -41,6 +41,7 @@ type Lab struct {
 	store    *supply.Store
 	guest    supply.Guest
 	base     supply.Base
+	qemu     string // its folder; "" for the installed one
 	accel    string
 	snapshot string            // the saved machine's folder
 	dirs     map[string]string // of the releases, here
@@ -80,6 +81,9 @@ func Open(ctx context.Context, o Options) (l *Lab, err error) {
 	work.Go(func() error {
 		var err error
 		if l.base, err = store.Base(ctx, l.guest); err != nil {
+			return err
+		}
+		if l.qemu, err = store.QEMU(ctx, l.guest.Arch); err != nil {
 			return err
 		}
 		if err := l.chooseAccel(ctx); err != nil {
@@ -181,6 +185,7 @@ func (l *Lab) addRare(ctx context.Context, root string, content map[string]strin
 // config is the lab's machine with its files in dir.
 func (l *Lab) config(accel, dir string) qemu.Config {
 	return qemu.Config{
+		Root: l.qemu,
 		Arch: l.guest.Arch, Accel: accel, CPUs: l.guest.CPUs, MemoryMiB: l.guest.MemoryMiB,
 		Kernel: l.base.Kernel, Initrd: l.base.Initrd,
 		Disk: filepath.Join(dir, "disk.qcow2"), Dir: dir,
@@ -194,7 +199,7 @@ const probeTime = 20 * time.Second
 // chooseAccel takes KVM if a guest boots under it here, and else emulation. The answer is
 // kept until this machine reboots.
 func (l *Lab) chooseAccel(ctx context.Context) error {
-	version, err := qemu.Version(ctx, l.guest.Arch)
+	version, err := qemu.Version(ctx, l.qemu, l.guest.Arch)
 	if err != nil {
 		return err
 	}
@@ -262,7 +267,7 @@ const saveRecipe = 2
 
 // save boots the guest once, waits until it has settled, and saves it as it is then.
 func (l *Lab) save(ctx context.Context) (string, error) {
-	version, err := qemu.Version(ctx, l.guest.Arch)
+	version, err := qemu.Version(ctx, l.qemu, l.guest.Arch)
 	if err != nil {
 		return "", err
 	}

@@ -17,7 +17,8 @@ import (
 // generations and back down by rollback: the same processes, which never stood still for
 // longer than a second.
 func TestContainersSurvive(t *testing.T) {
-	// By itself: machines beside it would take the processor from a count that may not stop.
+	// Beside others: what they take from the count, they take from the one outside of containers, too.
+	t.Parallel()
 	for _, way := range []struct {
 		set
 		versions []string

@@ -18,9 +18,9 @@ func Overlay(ctx context.Context, path, backing, format string) error {
 	return nil
 }
 
-// Version is QEMU's, for the arch's program: a saved state is for one version.
-func Version(ctx context.Context, arch string) (string, error) {
-	program, _, _, err := hardware(Config{Arch: arch, Accel: "tcg"})
+// Version is that of the QEMU below root, or of the installed one for none, for the arch's program: a saved state is for one version.
+func Version(ctx context.Context, root, arch string) (string, error) {
+	program, _, err := command(Config{Root: root, Arch: arch, Accel: "tcg"})
 	if err != nil {
 		return "", err
 	}

@@ -76,7 +76,9 @@ func (s *Store) build(ctx context.Context, r Release, dir string) (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(tmp)) }()
 	stamp := func(name, value string) string { return " -X " + containerdModule + "/version." + name + "=" + value }
 	if _, err := run(ctx, in, "go", "build", "-trimpath",
-		"-tags", "urfave_cli_no_docs,osusergo,netgo,static_build",
+		// Upstream's osusergo and netgo say nothing without cgo, but net and all that is
+		// above it would be compiled for them alone.
+		"-tags", "urfave_cli_no_docs,static_build",
 		"-ldflags", "-s -w"+stamp("Version", "v"+r.Version)+stamp("Package", containerdModule),
 		"-o", tmp+string(filepath.Separator),
 		containerdModule+"/cmd/containerd", containerdModule+"/cmd/containerd-shim-runc-v2", containerdModule+"/cmd/ctr",
@@ -88,7 +90,10 @@ func (s *Store) build(ctx context.Context, r Release, dir string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
-	archive := newArchive(out, "bin/")
+	archive, err := newArchive(out, "bin/")
+	if err != nil {
+		return err
+	}
 	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "ctr"} {
 		if err := addFile(archive, filepath.Join(tmp, name)); err != nil {
 			return err

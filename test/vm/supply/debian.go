@@ -12,7 +12,10 @@ import (
 
 // suites are the Debian suites that packages are taken from, the one with the oldest
 // libc first: where two have the same upstream version, its build runs in more guests.
-func suites() []string { return []string{"bookworm", "trixie", "forky", "sid"} }
+func suites() []string { return []string{"bookworm", "trixie", "forky", "sid", backports} }
+
+// backports has newer releases for the machine's own suite.
+const backports = "bookworm-backports"
 
 // debian asks suites that the machine itself does not use, by a sources list and a state
 // folder of their own, so that the machine's own apt never hears of them.

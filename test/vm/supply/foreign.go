@@ -54,10 +54,8 @@ func (s *Store) makeForeignRoot(ctx context.Context, g Guest, root string) (err 
 		return fmt.Errorf("configure the guest: %w", err)
 	}
 	// Users of packages' own, by the files that systemd reads at boot.
-	if _, err := run(ctx, nil, "systemd-sysusers", "--root="+root); err != nil {
-		return err
-	}
-	return s.makeInitrd(ctx, root)
+	_, err = run(ctx, nil, "systemd-sysusers", "--root="+root)
+	return err
 }
 
 // closure downloads the guest's packages and all that they need, and returns their files.

@@ -9,11 +9,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // Release is one release of a component, for one arch.
@@ -64,21 +67,32 @@ func sourceOf(component string) (source, error) {
 // Releases returns the folder of each release, by Name, making those that are not there.
 // A folder holds the release's file and a SHA256SUMS.
 func (s *Store) Releases(ctx context.Context, want []Release) (map[string]string, error) {
-	dirs := make(map[string]string)
-	// One set of package lists serves all releases of an arch, and is fetched only when
-	// something is missing.
-	open := make(map[string]*debian)
-	var closers []func()
-	defer func() {
-		for _, done := range closers {
-			done()
-		}
-	}()
+	// What is compiled here keeps all processors busy, what is fetched none.
+	var compiled, fetched []Release
 	for _, r := range want {
-		dir, err := s.Entry(ctx, "releases.v1", r.Name(), func(ctx context.Context, dir string) error {
-			if r.Static {
-				return s.build(ctx, r, dir)
+		if r.Static {
+			compiled = append(compiled, r)
+		} else {
+			fetched = append(fetched, r)
+		}
+	}
+	dirs := make([]map[string]string, 2)
+	work, ctx := errgroup.WithContext(ctx)
+	work.Go(func() (err error) {
+		dirs[0], err = s.entries(ctx, compiled, s.build)
+		return err
+	})
+	work.Go(func() (err error) {
+		// One set of package lists serves all releases of an arch, and is fetched only when
+		// something is missing.
+		open := make(map[string]*debian)
+		var closers []func()
+		defer func() {
+			for _, done := range closers {
+				done()
 			}
+		}()
+		dirs[1], err = s.entries(ctx, fetched, func(ctx context.Context, r Release, dir string) error {
 			d := open[r.Arch]
 			if d == nil {
 				var done func()
@@ -90,6 +104,20 @@ func (s *Store) Releases(ctx context.Context, want []Release) (map[string]string
 			}
 			return d.repack(ctx, r, dir)
 		})
+		return err
+	})
+	if err := work.Wait(); err != nil {
+		return nil, err
+	}
+	maps.Copy(dirs[0], dirs[1])
+	return dirs[0], nil
+}
+
+// entries are the releases' folders, by Name; those that are not there are made.
+func (s *Store) entries(ctx context.Context, want []Release, build func(ctx context.Context, r Release, dir string) error) (map[string]string, error) {
+	dirs := make(map[string]string)
+	for _, r := range want {
+		dir, err := s.Entry(ctx, "releases.v2", r.Name(), func(ctx context.Context, dir string) error { return build(ctx, r, dir) })
 		if err != nil {
 			return nil, err
 		}
@@ -145,7 +173,9 @@ func writeRelease(path string, src source, in *tar.Reader) (found int, err error
 
 	var archive *archiveWriter
 	if src.to != "" {
-		archive = newArchive(out, src.to)
+		if archive, err = newArchive(out, src.to); err != nil {
+			return 0, err
+		}
 	}
 	for {
 		h, err := in.Next()
@@ -187,9 +217,11 @@ type archiveWriter struct {
 	begun  bool
 }
 
-func newArchive(w io.Writer, prefix string) *archiveWriter {
-	gz := gzip.NewWriter(w)
-	return &archiveWriter{gz: gz, tar: tar.NewWriter(gz), prefix: prefix}
+func newArchive(w io.Writer, prefix string) (*archiveWriter, error) {
+	// As a gzip file it is as good as any. Where machines are emulated, unpacking what is
+	// compressed would be half of the time that an apply takes.
+	gz, err := gzip.NewWriterLevel(w, gzip.NoCompression)
+	return &archiveWriter{gz: gz, tar: tar.NewWriter(gz), prefix: prefix}, err
 }
 
 func (a *archiveWriter) add(name string, size int64, r io.Reader) error {

@@ -36,8 +36,10 @@ func Sizes(l Located) (packed, unpacked int64, err error) {
 		if _, err := f.ReadAt(tail[:], packed-4); err != nil {
 			return packed, usual * packed, nil // unpacking says what is wrong
 		}
-		// The trailer is that of the last of several streams, modulo 4 GiB.
-		if size := int64(binary.LittleEndian.Uint32(tail[:])); size >= packed {
+		// The trailer is that of the last of several streams, modulo 4 GiB. What does not
+		// compress, or was not to be, is a little longer packed: five bytes a block (RFC
+		// 1951, 3.2.4), and a header.
+		if size := int64(binary.LittleEndian.Uint32(tail[:])); size+size>>10+64 >= packed {
 			return packed, min(size, defaultLimits().unpacked), nil
 		}
 		return packed, usual * packed, nil

@@ -467,6 +467,14 @@ func TestSinkThatHashes(t *testing.T) {
 
 func TestSizes(t *testing.T) {
 	plain := tarOf(t, good()...)
+	var stored bytes.Buffer
+	w, err := gzip.NewWriterLevel(&stored, gzip.NoCompression)
+	if err == nil {
+		_, err = w.Write(plain)
+	}
+	if err := errors.Join(err, w.Close()); err != nil || stored.Len() <= len(plain) {
+		t.Fatalf("%d bytes are %d without compression: %v", len(plain), stored.Len(), err)
+	}
 	dir := t.TempDir()
 	for _, c := range []struct {
 		name    string
@@ -474,6 +482,7 @@ func TestSizes(t *testing.T) {
 		want    int64
 	}{
 		{"x.tar.gz", gz(t, plain), int64(len(plain))},
+		{"stored.tar.gz", stored.Bytes(), int64(len(plain))},
 		{"x.tar.zst", zst(t, plain), int64(len(plain))},
 		{"x.tar", plain, int64(len(plain))},
 		{"runc.amd64", []byte(elfStart), int64(len(elfStart))},

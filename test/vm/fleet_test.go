@@ -722,7 +722,7 @@ func roleStops(t *testing.T, lab *vm.Lab) {
 	}{
 		"apply": {all: true, half: fails("b-half", 1), says: "word of b-half"},
 		"plan":  {all: true, half: map[string]string{"plan.code": "2", "plan.out": `{"error": {"message": "word of bad-plan"}}`}, says: "word of bad-plan"},
-		"lost":  {half: with(goodFiles, map[string]string{"apply.sh": "touch gone\n"}), lost: true, says: "the connection was lost: what became of it is not known"},
+		"lost":  {all: true, half: with(goodFiles, map[string]string{"apply.sh": "touch gone\n"}), lost: true, says: "the connection was lost: what became of it is not known"},
 		// After this one nobody goes on, whatever the playbook would put up with.
 		"stranded": {half: fails("b-half", 4), tolerant: true, says: "the node could not be brought back"},
 	} {

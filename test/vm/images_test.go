@@ -22,7 +22,7 @@ import (
 // Images that a node cannot use, and disks that do not hold them, are refused or found out
 // halfway; either way nothing of the run is left.
 func TestImagesRefused(t *testing.T) {
-	m := start(t, inMain)
+	m := start(t, inAll)
 	n := nodeOf("2.1.9")
 	m.carry(n)
 	const images = vm.StickDir + "/images/"
@@ -34,27 +34,25 @@ func TestImagesRefused(t *testing.T) {
 	before := m.tree("")
 	for _, story := range []struct {
 		name          string
-		set           set
 		before, after string // scripts
 		command       func() string
 		says          []string
 	}{
-		{"an archive that is none", inAll, "", "", func() string { return with("/etc/services") }, []string{"/etc/services"}},
-		{"for another platform", inMain, "", "", func() string { return with(images + "foreign.tar") }, []string{"foreign.tar", supply.ForeignImage, "linux/amd64", "s390x"}},
-		{"parts are missing", inAll, "", "", func() string { return with(images + "holes.tar") }, []string{"holes.tar", supply.HolesImage, "sha256:"}},
-		{"cut short", inAll, "mkdir -p /root/node && head -c 700000 " + images + "busybox.tar >/root/node/short.tar", "", func() string { return with("/root/node/short.tar") }, []string{"short.tar"}},
-		{"no space to stage", inAll, "mount -t tmpfs -o size=50m tmpfs /usr/local", "umount /usr/local", func() string { return bundled }, []string{"/usr/local", "space"}},
-		{"no space for images, seen before", inAll, "mkdir -p /var/lib/containerd && mount -t tmpfs -o size=2m tmpfs /var/lib/containerd",
+		{"an archive that is none", "", "", func() string { return with("/etc/services") }, []string{"/etc/services"}},
+		{"for another platform", "", "", func() string { return with(images + "foreign.tar") }, []string{"foreign.tar", supply.ForeignImage, "linux/amd64", "s390x"}},
+		{"parts are missing", "", "", func() string { return with(images + "holes.tar") }, []string{"holes.tar", supply.HolesImage, "sha256:"}},
+		{"cut short", "mkdir -p /root/node && head -c 700000 " + images + "busybox.tar >/root/node/short.tar", "", func() string { return with("/root/node/short.tar") }, []string{"short.tar"}},
+		{"no space to stage", "mount -t tmpfs -o size=50m tmpfs /usr/local", "umount /usr/local", func() string { return bundled }, []string{"/usr/local", "space"}},
+		{"no space for images, seen before", "mkdir -p /var/lib/containerd && mount -t tmpfs -o size=2m tmpfs /var/lib/containerd",
 			"umount /var/lib/containerd && rmdir /var/lib/containerd", func() string { return bundled }, []string{"/var/lib/containerd", "space"}},
-		{"no space for images, seen in time", inAll, "mkdir -p /var/lib/containerd && mount -t tmpfs -o size=4m tmpfs /var/lib/containerd",
+		{"no space for images, seen in time", "mkdir -p /var/lib/containerd && mount -t tmpfs -o size=4m tmpfs /var/lib/containerd",
 			"umount /var/lib/containerd && rmdir /var/lib/containerd", func() string { return bundled + " --skip host/space" }, []string{"/var/lib/containerd", "space"}},
-		{"no space for images, met halfway", inAll, `mkdir -p /var/lib/containerd && mount -t tmpfs -o size=12m tmpfs /var/lib/containerd
+		{"no space for images, met halfway", `mkdir -p /var/lib/containerd && mount -t tmpfs -o size=12m tmpfs /var/lib/containerd
 mkdir -p /var/lib/containerd/io.containerd.content.v1.content/ingest
 inguest fill /var/lib/containerd/io.containerd.content.v1.content/ingest >/run/fill 2>&1 & until grep -q ready /run/fill; do sleep 0.1; done`,
 			"umount /var/lib/containerd && rmdir /var/lib/containerd", func() string { return bundled + " --skip host/space" }, []string{"no space left on device", "images/pause.tar"}},
 	} {
 		t.Run(story.name, func(t *testing.T) {
-			story.set.orSkip(t)
 			m := &machine{Machine: m.Machine, ctx: m.ctx, t: t}
 			defer m.must("rm -rf /root/node")
 			if story.before != "" {

@@ -1102,9 +1102,9 @@ func TestFleet(t *testing.T) {
 	f.stopped("generation 1:", "started containerd.service")
 }
 
-// First what docs/fleets.md has numbers of: a rehearsal, a rollout that meets nothing bad and
-// one that finds nothing to do. Then the playbook as it is: a rollout that stops at the second
-// of three hosts and goes on once that is mended, and a change that needs a drain.
+// A rehearsal, and the playbook as it is: a rollout that stops at the second of three hosts
+// and goes on once that is mended, one that finds nothing to do, and a change that needs a
+// drain. In its longest form it begins with what docs/fleets.md has numbers of.
 func TestFleetRollout(t *testing.T) {
 	f := startFleet(t, inAll, "node-1", "node-2", "node-3")
 	f.bundled()
@@ -1115,24 +1115,28 @@ func TestFleetRollout(t *testing.T) {
 	}
 	near("node-3")
 	f.look()
-	_, recaps, _ := f.measured("rollout", []string{"generation 1:", "started containerd.service"})
-	for name := range f.machines {
-		if r := recaps[name]; r.Changed == 0 || r.Failed+r.Unreachable > 0 {
-			t.Errorf("of a rollout that meets nothing bad the recap of %s is %+v", name, r)
+	words := []string{"generation 1:", "started containerd.service"}
+	if thisRun() == inEvery {
+		_, recaps, _ := f.measured("rollout", words)
+		for name := range f.machines {
+			if r := recaps[name]; r.Changed == 0 || r.Failed+r.Unreachable > 0 {
+				t.Errorf("of a rollout that meets nothing bad the recap of %s is %+v", name, r)
+			}
 		}
-	}
-	f.idle()
+		f.idle()
 
-	// Two are none again, and what is carried is there.
-	for _, name := range []string{"node-2", "node-3"} {
-		f.machines[name].exits(0, "/opt/nodeprep/nodeprep uninstall --purge --yes")
+		// Two are none again, and what is carried is there.
+		for _, name := range []string{"node-2", "node-3"} {
+			f.machines[name].exits(0, "/opt/nodeprep/nodeprep uninstall --purge --yes")
+		}
+		words = []string{"generation 2:"}
 	}
 	near("node-1")
 	log := f.kubectl()
 	broken := f.breaks("node-2")
-	f.stopped("generation 2:")
+	f.stopped(words...)
 	broken.must("rm -r " + filepath.Dir(badDropIn) + " && systemctl daemon-reload")
-	_, recaps = f.plays(0, nil)
+	_, recaps := f.plays(0, nil)
 	if recaps["node-1"].Changed != 0 || recaps["node-2"].Changed == 0 || recaps["node-3"].Changed == 0 {
 		t.Errorf("once all are well the recap is %+v", recaps)
 	}
@@ -1143,6 +1147,9 @@ func TestFleetRollout(t *testing.T) {
 			mirror = "https://quay.example.com"
 		}
 		m.says(m.must("cat /etc/containerd/certs.d/quay.io/hosts.toml"), mirror)
+	}
+	if thisRun() < inEvery {
+		f.idle()
 	}
 	if said := log(); strings.Contains(said, "drain") || strings.Contains(said, "patch") {
 		t.Errorf("a node was drained for nothing:\n%s", said)

@@ -28,15 +28,15 @@ const (
 	flushCuts  = 200
 	leastCuts  = 40 // for each command
 	randomCuts = 60
-	mostBoots  = 9
+	mostBoots  = 10
 )
 
-// some is a third of the cuts, but for -vm=every.
+// some is a fifth of the cuts, but for -vm=every.
 func some(n int) int {
 	if thisRun() == inEvery {
 		return n
 	}
-	return n / 3
+	return n / 5
 }
 
 // change is a command that changes the node, and what becomes of it.

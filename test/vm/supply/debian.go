@@ -98,6 +98,9 @@ func (d *debian) options(args ...string) []string {
 		"-o", "Dir::State::Lists=" + filepath.Join(d.dir, "lists"),
 		"-o", "Dir::State::status=/dev/null",
 		"-o", "Dir::Cache=" + filepath.Join(d.dir, "cache"),
+		// Images of containers have apt keep no index of its lists, and read them anew each time.
+		"-o", "Dir::Cache::pkgcache=pkgcache.bin",
+		"-o", "Dir::Cache::srcpkgcache=srcpkgcache.bin",
 		"-o", "APT::Architecture=" + d.arch,
 		"-o", "APT::Architectures=" + d.arch,
 		// The sandbox user could not write into a folder of root's.

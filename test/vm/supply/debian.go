@@ -12,6 +12,7 @@ import (
 
 // suites are the Debian suites that packages are taken from, the one with the oldest
 // libc first: where two have the same upstream version, its build runs in more guests.
+// Backports come last, so that they stand in for no release that a suite has.
 func suites() []string { return []string{"bookworm", "trixie", "forky", "sid", backports} }
 
 // backports has newer releases for the machine's own suite.

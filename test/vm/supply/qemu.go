@@ -15,7 +15,7 @@ import (
 )
 
 // fastQEMU is the first major version that machines are emulated with where it can be had:
-// to 7.2, it starts processes in half of the time, and has the instructions for SHA-256.
+// 10 starts processes in half of the time that 7.2 takes, and has the instructions for SHA-256.
 const fastQEMU = 9
 
 // QEMU returns the folder below which a QEMU for guests of the arch lies, with its own usr/bin, that is

@@ -218,8 +218,7 @@ type archiveWriter struct {
 }
 
 func newArchive(w io.Writer, prefix string) (*archiveWriter, error) {
-	// As a gzip file it is as good as any. Where machines are emulated, unpacking what is
-	// compressed would be half of the time that an apply takes.
+	// As a gzip file it is as good as any, and emulated machines spare the inflating.
 	gz, err := gzip.NewWriterLevel(w, gzip.NoCompression)
 	return &archiveWriter{gz: gz, tar: tar.NewWriter(gz), prefix: prefix}, err
 }

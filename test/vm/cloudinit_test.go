@@ -888,6 +888,9 @@ http.server.ThreadingHTTPServer(("127.0.0.1", 8000), lambda *a: Handler(*a, dire
 			t.Errorf("%s: %+v", resultFile, r)
 		}
 	}
+	if thisRun() < inEvery {
+		t.Log("only with -vm=every: a program and a bundle that are others")
+	}
 	m := c.boot(t, from("stalls", "node.bundle", "--wait", "15s"), image{serve: serve})
 	failed(m, "cannot get "+web+"stalls: gave up after 15s")
 	unfetched(m)

@@ -1131,6 +1131,9 @@ func TestFleetRollout(t *testing.T) {
 		}
 		words = []string{"generation 2:"}
 	}
+	if thisRun() < inEvery {
+		t.Log("only with -vm=every: a rollout that meets nothing bad, measured")
+	}
 	near("node-1")
 	log := f.kubectl()
 	broken := f.breaks("node-2")

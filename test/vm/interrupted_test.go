@@ -31,8 +31,9 @@ type moment struct {
 	after time.Duration
 }
 
-func moments() []moment {
+func moments(t *testing.T) []moment {
 	if thisRun() < inEvery {
+		t.Log("only with -vm=every: three more moments")
 		return []moment{{"stage", 2 * time.Second}, {"commit", 0}, {"activate", time.Second}}
 	}
 	return []moment{
@@ -81,7 +82,7 @@ func killed(t *testing.T, s set, supply func(*machine, node) (apply string)) {
 	pod := first.runPod(m, "one")
 	old := m.tree("")
 	apply := supply(m, second)
-	for _, at := range moments() {
+	for _, at := range moments(t) {
 		s := m.strike("KILL", at.stage, at.after, apply)
 		if s.Code != 128+9 {
 			t.Fatalf("exit %d before it was killed:\n%s", s.Code, s.Output)
